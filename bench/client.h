@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// A blocking client for benchmarks: one call, everything it streamed, and when. Thread-safe: one
+// Client, many calls.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "annulus/v1/inference.grpc.pb.h"
+
+namespace annulus::bench {
+
+struct Answer {
+  std::vector<v1::Token> tokens;
+  std::vector<v1::PromptLogprob> prompt;
+  std::vector<v1::PrefillProgress> progress;
+  v1::Accepted accepted;
+  v1::Finished finished;
+  double ttft_ms = 0, total_ms = 0;  // seen by the client
+};
+
+class Client {
+ public:
+  explicit Client(const std::string& address);
+
+  absl::StatusOr<Answer> generate(const v1::GenerateRequest& request) const;
+  absl::StatusOr<v1::GetClusterResponse> cluster() const;
+  absl::StatusOr<v1::GetModelResponse> model() const;
+  absl::Status close_session(const std::string& session) const;
+
+ private:
+  std::unique_ptr<v1::Inference::Stub> stub_;
+};
+
+// Little-endian int32, as GenerateRequest.packed_tokens wants them.
+std::string pack_tokens(const std::vector<int32_t>& ids);
+
+}  // namespace annulus::bench

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// annulus-bench: one program, a subcommand each. Every table prints the limits measured in the same
+// run.
+#include <signal.h>
+
+#include <cstdio>
+#include <cstring>
+
+#include "bench/attention.h"
+#include "bench/gemm.h"
+#include "bench/golden.h"
+#include "bench/link.h"
+#include "bench/policy.h"
+#include "bench/ring.h"
+
+namespace {
+
+struct Command {
+  const char* name;
+  const char* help;
+  int (*run)(int argc, char** argv);
+};
+
+using namespace annulus::bench;  // NOLINT: the table below
+
+constexpr Command kCommands[] = {
+    {"golden", "answers a case file of tests/golden through an engine of processes", bench_golden},
+    {"ring", "bytes, balance, memory and overlap of ring steps against the formulas", bench_ring},
+    {"policy", "miss-rate sweep: prediction, choice and measured time of each variant",
+     bench_policy},
+    {"gemm", "linear layers against the peaks of this machine", bench_gemm},
+    {"attention", "attention against the peaks of this machine", bench_attention},
+    {"link", "round trip and bandwidth between two ranks", bench_link},
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  signal(SIGPIPE, SIG_IGN);
+  for (const Command& command : kCommands) {
+    if (argc > 1 && std::strcmp(argv[1], command.name) == 0) return command.run(argc - 1, argv + 1);
+  }
+  std::printf("usage: annulus-bench COMMAND [options]      (COMMAND --help says more)\n\n");
+  for (const Command& command : kCommands) std::printf("  %-10s %s\n", command.name, command.help);
+  return argc > 1 && std::strcmp(argv[1], "--help") == 0 ? 0 : 2;
+}

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// What this machine can do at this moment: multiply-adds from registers and reads from memory, with
+// the instructions of the queue's ISA and on all its threads. Benchmarks print their figures
+// against these, measured in the same run, since machines and their neighbours differ. Takes about
+// a second; each figure is the best of several short runs.
+#pragma once
+
+#include "kernels/cpu/queue.h"
+
+namespace annulus::bench {
+
+struct Peaks {
+  double fp32_gflops = 0;
+  double bf16_gflops = 0;  // by vdpbf16ps; 0 where the ISA has none
+  double read_gbytes = 0;  // per second, sequential, far larger than the caches
+};
+
+Peaks measure_peaks(kernels::CpuQueue& queue);
+Peaks measure_peaks(int threads);  // with the best ISA
+
+}  // namespace annulus::bench

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bench/rank_group.h"
+
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+
+#include "absl/strings/str_cat.h"
+#include "parallel/comm_ucx.h"
+
+namespace annulus::bench {
+namespace {
+
+using namespace parallel;  // NOLINT: everything here is about ranks
+
+size_t index(int64_t i) {
+  return static_cast<size_t>(i);
+}
+
+bool write_all(int fd, const void* data, size_t bytes) {
+  for (const char* p = static_cast<const char*>(data); bytes > 0;) {
+    const ssize_t n = write(fd, p, bytes);
+    if (n <= 0) return false;
+    p += n;
+    bytes -= static_cast<size_t>(n);
+  }
+  return true;
+}
+
+bool read_all(int fd, void* data, size_t bytes) {
+  for (char* p = static_cast<char*>(data); bytes > 0;) {
+    const ssize_t n = read(fd, p, bytes);
+    if (n <= 0) return false;
+    p += n;
+    bytes -= static_cast<size_t>(n);
+  }
+  return true;
+}
+
+bool send_message(int fd, const std::string& text) {
+  const uint64_t size = text.size();
+  return write_all(fd, &size, sizeof size) && write_all(fd, text.data(), text.size());
+}
+
+absl::StatusOr<std::string> receive_message(int fd) {
+  uint64_t size = 0;
+  if (!read_all(fd, &size, sizeof size)) return absl::UnavailableError("a rank has ended");
+  std::string text(size, '\0');
+  if (!read_all(fd, text.data(), size)) return absl::UnavailableError("a rank has ended");
+  return text;
+}
+
+int64_t resident_bytes() {
+  std::ifstream in("/proc/self/statm");
+  int64_t total = 0, resident = 0;
+  in >> total >> resident;
+  return resident * sysconf(_SC_PAGESIZE);
+}
+
+void pin_to(int first, int count) {
+  cpu_set_t cores;
+  CPU_ZERO(&cores);
+  for (int i = 0; i < count; ++i)
+    CPU_SET(index((first + i) % static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN))), &cores);
+  sched_setaffinity(0, sizeof cores, &cores);
+}
+
+void enter_namespace(const std::string& name) {
+  const int fd = open(absl::StrCat("/var/run/netns/", name).c_str(), O_RDONLY);
+  if (fd < 0 || setns(fd, CLONE_NEWNET) != 0)
+    throw kernels::DeviceError("cannot enter network namespace " + name);
+  close(fd);
+}
+
+// The life of one rank: exchange addresses, load, measure, then plan in, result out.
+void rank_main(int fd, int32_t world_rank, const RankGroupOptions& options) {
+  if (options.pin) pin_to(world_rank * options.rank.threads, options.rank.threads);
+  UcxOptions ucx;
+  if (!options.transports.empty()) ucx.transports = options.transports;
+  auto world = UcxWorld::create(options.topology, world_rank, 1, ucx);
+  if (!world.ok()) throw kernels::DeviceError(std::string(world.status().message()));
+  send_message(fd, (*world)->address());
+  std::vector<std::string> addresses;
+  for (int32_t r = 0; r < options.topology.world(); ++r)
+    addresses.push_back(receive_message(fd).value());
+  if (const absl::Status s = (*world)->connect(addresses); !s.ok())
+    throw kernels::DeviceError(std::string(s.message()));
+  const Checkpoint checkpoint = Checkpoint::open(options.model).value();
+  auto weights = std::make_shared<const LlamaWeights>(
+      load_weights(checkpoint, options.topology.tp_rank(world_rank), options.topology.tp,
+                   options.rank.precision)
+          .value());
+  auto rank = Rank::create(checkpoint.config(), weights, (*world)->groups(), options.topology,
+                           world_rank, 1, options.rank)
+                  .value();
+  const MachineProfile profile = rank->measure();
+  send_message(fd, std::string(reinterpret_cast<const char*>(&profile), sizeof profile));
+  for (;;) {
+    const absl::StatusOr<std::string> bytes = receive_message(fd);
+    if (!bytes.ok() || bytes->empty()) return;
+    StepResult result = rank->apply(decode_plan(*bytes).value(),
+                                    std::chrono::steady_clock::now() + std::chrono::minutes(10));
+    result.resident_bytes = resident_bytes();
+    send_message(fd, encode(result));
+  }
+}
+
+// Two namespaces, one link between them shaped at both ends.
+absl::Status make_link(const std::string& prefix, double mbit) {
+  const std::string a = prefix + "0", b = prefix + "1";
+  const std::string shape = absl::StrCat("root tbf rate ", static_cast<int64_t>(mbit * 1000),
+                                         "kbit burst 64kb latency 200ms");
+  const std::string command = absl::StrCat(
+      "ip netns add ", a, " && ip netns add ", b, " && ip link add ", a, " type veth peer name ", b,
+      " && ip link set ", a, " netns ", a, " && ip link set ", b, " netns ", b, " && ip -n ", a,
+      " addr add 10.97.0.1/24 dev ", a, " && ip -n ", b, " addr add 10.97.0.2/24 dev ", b,
+      " && ip -n ", a, " link set ", a, " up && ip -n ", b, " link set ", b, " up && ip -n ", a,
+      " link set lo up && ip -n ", b, " link set lo up && tc -n ", a, " qdisc add dev ", a, " ",
+      shape, " && tc -n ", b, " qdisc add dev ", b, " ", shape);
+  if (std::system(command.c_str()) == 0) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      "a shaped link needs root, iproute2 and the kernel's tbf queue");
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::start(const RankGroupOptions& options) {
+  absl::StatusOr<Checkpoint> checkpoint = Checkpoint::open(options.model);
+  if (!checkpoint.ok()) return checkpoint.status();
+  std::unique_ptr<RankGroup> group(new RankGroup());
+  group->config_ = checkpoint->config();
+  if (absl::Status s = check_tp(group->config_, options.topology.tp); !s.ok()) return s;
+  if (options.link_mbit > 0) {
+    if (options.topology.world() != 2)
+      return absl::InvalidArgumentError("a shaped link joins exactly two ranks");
+    group->namespaces_ = absl::StrCat("annulus", getpid(), "n");
+    if (absl::Status s = make_link(group->namespaces_, options.link_mbit); !s.ok()) return s;
+  }
+  for (int32_t r = 0; r < options.topology.world(); ++r) {
+    int pair[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
+      return absl::InternalError("socketpair failed");
+    const pid_t pid = fork();
+    if (pid == 0) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);
+      int status = 0;
+      try {
+        RankGroupOptions mine = options;
+        if (options.link_mbit > 0) {
+          enter_namespace(absl::StrCat(group->namespaces_, r));
+          mine.transports = kTcpTransports;
+        }
+        rank_main(pair[1], r, mine);
+      } catch (const std::exception& error) {
+        std::fprintf(stderr, "rank %d: %s\n", r, error.what());
+        status = 1;
+      }
+      _exit(status);
+    }
+    close(pair[1]);
+    group->pids_.push_back(pid);
+    group->sockets_.push_back(pair[0]);
+  }
+  std::vector<std::string> addresses;
+  for (const int fd : group->sockets_) {
+    absl::StatusOr<std::string> address = receive_message(fd);
+    if (!address.ok()) return address.status();
+    addresses.push_back(*address);
+  }
+  for (const int fd : group->sockets_) {
+    for (const std::string& a : addresses) send_message(fd, a);
+  }
+  group->state_.cp = options.topology.cp;
+  group->policy_ = {attention_shape(group->config_, options.topology, options.rank.precision),
+                    options.topology.cp,
+                    {},
+                    options.rank.workspace_limit_bytes};
+  for (const int fd : group->sockets_) {
+    absl::StatusOr<std::string> profile = receive_message(fd);
+    if (!profile.ok()) return profile.status();
+    std::memcpy(&group->policy_.profile, profile->data(), sizeof(MachineProfile));
+  }
+  return group;
+}
+
+absl::StatusOr<std::vector<StepResult>> RankGroup::run(StepPlan plan) {
+  plan.epoch = 1;
+  plan.step = ++step_;
+  plan.digest = state_.digest;
+  if (absl::Status s = validate(state_, plan); !s.ok()) return s;
+  ShardState before = state_;
+  apply_ops(before, plan);
+  const int32_t tp = static_cast<int32_t>(sockets_.size()) / state_.cp;
+  for (size_t r = 0; r < sockets_.size(); ++r) {
+    const int32_t cp_rank = Topology{tp, state_.cp}.cp_rank(static_cast<int32_t>(r));
+    if (!send_message(sockets_[r], encode(plan_for_rank(before, plan, cp_rank))))
+      return absl::UnavailableError("a rank has ended");
+  }
+  std::vector<StepResult> results;
+  for (const int fd : sockets_) {
+    absl::StatusOr<std::string> bytes = receive_message(fd);
+    if (!bytes.ok()) return bytes.status();
+    absl::StatusOr<StepResult> result = decode_result(*bytes);
+    if (!result.ok()) return result.status();
+    results.push_back(*std::move(result));
+  }
+  state_ = advance(std::move(state_), plan);
+  return results;
+}
+
+RankGroup::~RankGroup() {
+  for (const int fd : sockets_) {
+    send_message(fd, "");
+    close(fd);
+  }
+  for (const pid_t pid : pids_) waitpid(pid, nullptr, 0);
+  if (!namespaces_.empty()) {
+    const std::string command =
+        absl::StrCat("ip netns del ", namespaces_, "0; ip netns del ", namespaces_, "1");
+    if (std::system(command.c_str()) != 0)
+      std::fprintf(stderr, "could not remove network namespaces %s*\n", namespaces_.c_str());
+  }
+}
+
+StepPlan append_plan(int32_t slot, int64_t first, int32_t count, Variant variant,
+                     Placement placement, int32_t vocab) {
+  StepPlan plan;
+  Item item;
+  item.slot = slot;
+  item.placement = placement;
+  item.spans = {{first, count, 1}};
+  for (int32_t i = 0; i < count; ++i)
+    item.tokens.push_back(static_cast<int32_t>((first + i) * 7919 % vocab));
+  plan.items = {item};
+  plan.groups = {{variant, {0}}};
+  return plan;
+}
+
+}  // namespace annulus::bench

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// N ranks as processes over UCX, driven step by step from the benchmark without gRPC: the same
+// Rank, plans and results as in serving, and nothing else in the measurement. Start it before the
+// process has other threads (it forks). With link_mbit > 0 (root, CP2) the ranks live in two
+// network namespaces joined by a link shaped to that rate.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "parallel/rank.h"
+
+namespace annulus::bench {
+
+struct RankGroupOptions {
+  std::string model;
+  parallel::Topology topology{1, 2};
+  parallel::RankOptions rank;
+  std::string transports;  // "": UCX chooses
+  double link_mbit = 0;    // 0: no shaping
+  bool pin = true;         // rank r's threads on cores r * threads...
+};
+
+class RankGroup {
+ public:
+  static absl::StatusOr<std::unique_ptr<RankGroup>> start(const RankGroupOptions& options);
+  ~RankGroup();
+
+  // Runs one step on all ranks: fills epoch, step and digest. The plan must be valid in state().
+  absl::StatusOr<std::vector<parallel::StepResult>> run(parallel::StepPlan plan);
+
+  const parallel::ShardState& state() const { return state_; }
+  const parallel::PolicyInput& policy() const { return policy_; }
+  const parallel::LlamaConfig& config() const { return config_; }
+
+ private:
+  RankGroup() = default;
+  std::vector<pid_t> pids_;
+  std::vector<int> sockets_;
+  parallel::ShardState state_;
+  parallel::PolicyInput policy_;
+  parallel::LlamaConfig config_;
+  int64_t step_ = 0;
+  std::string namespaces_;  // prefix of those made; "" where none
+};
+
+// The plan that appends positions [first, first + count) to a slot, ids repeating over the
+// vocabulary.
+parallel::StepPlan append_plan(int32_t slot, int64_t first, int32_t count,
+                               parallel::Variant variant, parallel::Placement placement,
+                               int32_t vocab);
+
+}  // namespace annulus::bench

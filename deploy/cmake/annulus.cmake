@@ -1,0 +1,28 @@
+# Helpers for every CMakeLists.txt of this tree. Includes are written from the repository root ("kernels/ops.h").
+add_library(annulus_flags INTERFACE)
+target_include_directories(annulus_flags INTERFACE ${PROJECT_SOURCE_DIR})
+target_compile_options(annulus_flags INTERFACE -Wall -Wextra -Wshadow -Wconversion -Werror
+                                               -fno-math-errno -fno-trapping-math)
+target_link_libraries(annulus_flags INTERFACE Threads::Threads)
+
+# annulus_library(NAME SOURCES a.cc... LINK x...): a static library with the project's warnings.
+function(annulus_library name)
+  cmake_parse_arguments(A "" "" "SOURCES;LINK" ${ARGN})
+  add_library(${name} STATIC ${A_SOURCES})
+  target_link_libraries(${name} PUBLIC annulus_flags ${A_LINK})
+endfunction()
+
+# annulus_test(NAME SOURCES a.cc... LINK x... [LABELS l...] [TIMEOUT s]): one GoogleTest binary; each TEST is a ctest.
+function(annulus_test name)
+  cmake_parse_arguments(A "" "TIMEOUT" "SOURCES;LINK;LABELS" ${ARGN})
+  if(NOT A_TIMEOUT)
+    set(A_TIMEOUT 120)
+  endif()
+  if(NOT A_LABELS)
+    set(A_LABELS unit)
+  endif()
+  add_executable(${name} ${A_SOURCES})
+  target_link_libraries(${name} PRIVATE annulus_flags ${A_LINK} GTest::gtest GTest::gtest_main)
+  include(GoogleTest)
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES LABELS "${A_LABELS}" TIMEOUT ${A_TIMEOUT})
+endfunction()

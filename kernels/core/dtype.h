@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// Element types of activations, KV caches and payloads. bf16 is rounded to nearest even; NaN stays
+// NaN.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+namespace annulus::kernels {
+
+enum class DType : uint8_t { kF32 = 0, kBF16 = 1 };
+
+constexpr int64_t size_bytes(DType type) {
+  return type == DType::kF32 ? 4 : 2;
+}
+constexpr const char* name(DType type) {
+  return type == DType::kF32 ? "f32" : "bf16";
+}
+
+struct bf16 {
+  uint16_t bits;
+};
+
+constexpr float to_float(bf16 x) {
+  return std::bit_cast<float>(uint32_t{x.bits} << 16);
+}
+
+constexpr bf16 to_bf16(float x) {
+  uint32_t u = std::bit_cast<uint32_t>(x);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((u >> 16) | 0x40u)};
+  return {static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
+}
+
+// IEEE half to float, subnormals included.
+constexpr float half_to_float(uint16_t h) {
+  uint32_t sign = (h & 0x8000u) << 16, exponent = (h >> 10) & 31u, mantissa = h & 0x3ffu;
+  if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
+  if (exponent != 0)
+    return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  float value = static_cast<float>(mantissa) * 0x1p-24f;
+  return sign != 0 ? -value : value;
+}
+
+}  // namespace annulus::kernels

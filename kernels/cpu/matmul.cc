@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cpu/matmul_kernels.h"
+#include "kernels/cpu/packed.h"
+#include "kernels/cpu/queue.h"
+#include "kernels/ops.h"
+
+namespace annulus::kernels {
+namespace {
+
+// Inputs per pass over a panel: a prepared piece (up to 64 KiB) and the rows it meets stay in L2.
+constexpr int64_t kChunkK = 512;
+// Row blocks that share a prepared piece, and the most panels of a task: tasks stay near 100 us.
+constexpr int64_t kGroupBlocks = 8, kGroupPanels = 16;
+// Bytes of weights of a task when all rows fit into one tile.
+constexpr int64_t kStreamBytes = 256 << 10;
+
+int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+MatmulKind packed_kind(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::kF32: return kTileF32;
+    case WeightFormat::kQ8_0: return kTileQ8_0;
+    case WeightFormat::kQ4_0: return kTileQ4_0;
+    case WeightFormat::kQ4_1: return kTileQ4_1;
+    default: return kTileBF16;
+  }
+}
+
+int64_t prepared_bytes(MatmulKind kind, int64_t k) {
+  if (kind == kTileF32) return k * 128;
+  return k / kBlockK * (kind == kTileBlocksMin ? 2304 : 2176);
+}
+
+// One matmul: rows in blocks of at most tile_rows (even sizes), outputs in panels.
+class Matmul {
+ public:
+  Matmul(CpuQueue& queue, Tensor out, ConstTensor x, const PackedMatrix& w)
+      : queue_(queue),
+        kernels_(ANNULUS_SELECT_ISA(queue.isa(), kMatmulKernels)),
+        out_(out),
+        x_(x),
+        w_(w),
+        packed_(packed_kind(w.format())),
+        dot_(kernels_.bf16_dot && packed_ != kTileF32),
+        k_(packed_ == kTileBF16 ? w.k() + w.k() % 2 : w.k()),
+        panels_(ceil_div(w.n(), PackedMatrix::kPanel)),
+        panel_stride_(panel_bytes(w.format(), w.k())) {
+    one_pass_ = x.rows <= kernels_.tile_rows[packed_];
+    if (kernels_.prepare[packed_] == nullptr || one_pass_)
+      kind_ = packed_;
+    else
+      kind_ = !dot_ ? kTileF32 : packed_ == kTileQ4_1 ? kTileBlocksMin : kTileBlocks;
+    blocks_ = ceil_div(x.rows, kernels_.tile_rows[kind_]);
+  }
+
+  void run() {
+    pack_rows();
+    if (one_pass_)
+      stream();
+    else
+      multiply();
+  }
+
+ private:
+  using TileFunction = void (*)(const MatmulTile&);
+  TileFunction tile(MatmulKind kind, int64_t rows) const { return kernels_.tile[kind][rows - 1]; }
+
+  int64_t first_row(int64_t block) const { return block * x_.rows / blocks_; }
+
+  void pack_rows() {
+    if (!dot_ && x_.rows == 1 && k_ == x_.cols) {
+      packed_x_ = x_.row<const float>(0);
+      return;
+    }
+    int64_t width = dot_ ? k_ + k_ % 2 : k_;
+    int64_t bytes = x_.rows * width * (dot_ ? 2 : 4);
+    auto* to = queue_.scratch<std::byte>(bytes);
+    packed_x_ = to;
+    if (dot_ && packed_ == kTileQ4_1) sums_ = queue_.scratch<float>(x_.rows * (k_ / kBlockK));
+    auto pack = [&](int64_t block, int) {
+      int64_t first = first_row(block);
+      int rows = static_cast<int>(first_row(block + 1) - first);
+      const float* from = x_.row<const float>(first);
+      if (dot_) {
+        float* sums = sums_ == nullptr ? nullptr : sums_ + first * (k_ / kBlockK);
+        kernels_.pack_bf16(from, x_.row_stride, rows, x_.cols,
+                           reinterpret_cast<uint16_t*>(to) + first * width, sums);
+      } else {
+        float* block_to = reinterpret_cast<float*>(to) + first * width;
+        kernels_.pack_f32(from, x_.row_stride, rows, x_.cols, block_to);
+        std::fill(block_to + x_.cols * rows, block_to + k_ * rows, 0.0f);
+      }
+    };
+    if (blocks_ == 1)
+      pack(0, 0);
+    else
+      queue_.parallel_for(blocks_, pack);
+  }
+
+  MatmulTile tile_at(int64_t block, int64_t panel, int64_t k) const {
+    int64_t first = first_row(block), rows = first_row(block + 1) - first;
+    int64_t width = dot_ ? k_ + k_ % 2 : k_;
+    MatmulTile t;
+    t.x = static_cast<const std::byte*>(packed_x_) + (first * width + k * rows) * (dot_ ? 2 : 4);
+    if (sums_ != nullptr) t.x_sums = sums_ + first * (k_ / kBlockK) + k / kBlockK * rows;
+    t.w = w_.data() + panel * panel_stride_ + panel_bytes(w_.format(), k);
+    t.panel_stride_bytes = panel_stride_;
+    t.panels = 1;
+    t.out = out_.row<float>(first) + panel * PackedMatrix::kPanel;
+    t.out_stride = out_.row_stride;
+    t.n = w_.n() - panel * PackedMatrix::kPanel;
+    t.accumulate = k > 0;
+    return t;
+  }
+
+  // Few rows: every weight is read once, decoded in registers.
+  void stream() {
+    int64_t share = ceil_div(panels_, int64_t{queue_.threads()} * 4);
+    int64_t group =
+        std::min(share, std::max(kStreamBytes / std::max(panel_stride_, int64_t{1}), int64_t{2}));
+    group += group % 2;
+    TileFunction function = tile(kind_, x_.rows);
+    queue_.parallel_for(ceil_div(panels_, group), [&](int64_t index, int) {
+      MatmulTile t = tile_at(0, index * group, 0);
+      t.panels = std::min(group, panels_ - index * group);
+      t.k = k_;
+      function(t);
+    });
+  }
+
+  void multiply() {
+    int64_t block_groups = ceil_div(blocks_, kGroupBlocks);
+    int64_t share = panels_ * block_groups / (int64_t{queue_.threads()} * 4);
+    int64_t group = std::clamp(share, int64_t{1}, kGroupPanels);
+    int64_t panel_groups = ceil_div(panels_, group);
+    bool prepare = kind_ != packed_;
+    int64_t piece = prepare ? prepared_bytes(kind_, kChunkK) : 0;
+    auto* pieces = queue_.scratch<std::byte>(piece * queue_.threads());
+    queue_.parallel_for(panel_groups * block_groups, [&](int64_t index, int thread) {
+      int64_t first_panel = index % panel_groups * group;
+      int64_t end_panel = std::min(first_panel + group, panels_);
+      int64_t block_group = index / panel_groups;
+      int64_t first_block = block_group * blocks_ / block_groups;
+      int64_t end_block = (block_group + 1) * blocks_ / block_groups;
+      std::byte* prepared = pieces + thread * piece;
+      for (int64_t panel = first_panel; panel < end_panel; ++panel)
+        for (int64_t k = 0; k < k_; k += kChunkK) {
+          int64_t count = std::min(kChunkK, k_ - k);
+          for (int64_t block = first_block; block < end_block; ++block) {
+            MatmulTile t = tile_at(block, panel, k);
+            t.k = count;
+            if (prepare && block == first_block) kernels_.prepare[packed_](t.w, count, prepared);
+            if (prepare) t.w = prepared;
+            tile(kind_, first_row(block + 1) - first_row(block))(t);
+          }
+        }
+    });
+  }
+
+  CpuQueue& queue_;
+  const MatmulKernels& kernels_;
+  Tensor out_;
+  ConstTensor x_;
+  const PackedMatrix& w_;
+  MatmulKind packed_, kind_ = kTileF32;
+  bool dot_, one_pass_ = false;
+  int64_t k_;  // as packed: even for bf16 weights
+  int64_t panels_, panel_stride_, blocks_ = 1;
+  const void* packed_x_ = nullptr;
+  float* sums_ = nullptr;
+};
+
+}  // namespace
+
+template <>
+void matmul<CpuQueue>(CpuQueue& queue, Tensor out, ConstTensor x, const PackedMatrix& w) {
+  ANNULUS_CHECK(out.dtype == DType::kF32 && x.dtype == DType::kF32, name(out.dtype), name(x.dtype));
+  ANNULUS_CHECK(x.cols == w.k() && out.cols == w.n() && out.rows == x.rows, "x ", x.rows, " x ",
+                x.cols, ", w ", w.n(), " x ", w.k(), ", out ", out.rows, " x ", out.cols);
+  if (x.rows == 0 || w.n() == 0) return;
+  CpuQueue::Mark mark(queue);
+  Matmul(queue, out, x, w).run();
+}
+
+}  // namespace annulus::kernels

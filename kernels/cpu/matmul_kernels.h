@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// What matmul.cc needs of each instruction set: pack rows of x, prepare a piece of a panel, and
+// multiply a tile. Internal to kernels/cpu.
+//
+// Numerics, per ISA and format, whatever the number of rows: one f32 accumulator per output, k
+// ascending, so that a row's result depends on nothing but the row.
+//   f32 weights, or no vdpbf16ps: w to f32 (d q, or d q + m), acc = fma(x, w, acc) for each k
+//   bf16 weights, vdpbf16ps:      x to bf16, acc += x[k] w[k] + x[k+1] w[k+1] for each pair
+//   block weights, vdpbf16ps:     x to bf16; q (exact in bf16) times x summed over a block of 32,
+//                                 then acc = fma(d, sum, acc), and for q4_1 fma(m, sum of x, acc)
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/isa.h"
+
+namespace annulus::kernels {
+
+// How a tile kernel reads weights: packed (kernels/cpu/packed.h), or prepared from it.
+enum MatmulKind : uint8_t {
+  kTileF32,        // packed f32, or any format prepared by an ISA without vdpbf16ps
+  kTileBF16,       // packed bf16
+  kTileQ8_0,       // packed
+  kTileQ4_0,       // packed
+  kTileQ4_1,       // packed
+  kTileBlocks,     // prepared: per 32 k f32 d[32], bf16 q[16][32][2]
+  kTileBlocksMin,  // prepared: per 32 k f32 d[32], f32 m[32], bf16 q[16][32][2]
+  kTileKinds
+};
+
+inline constexpr int kMaxTileRows = 16;
+
+struct MatmulTile {
+  const void* x = nullptr;         // packed rows, from the tile's first k
+  const float* x_sums = nullptr;   // [blocks][rows] sums of 32 x each: kTileQ4_1, kTileBlocksMin
+  const std::byte* w = nullptr;    // first panel, from the tile's first k
+  int64_t panel_stride_bytes = 0;  // from one panel to the next
+  int64_t panels = 0;              // outputs [0, 32 * panels), of which n exist
+  int64_t k = 0;                   // inputs; for block kinds a multiple of 32
+  float* out = nullptr;            // [rows, n]
+  int64_t out_stride = 0;
+  int64_t n = 0;
+  bool accumulate = false;  // out += instead of out =
+};
+
+struct MatmulKernels {
+  bool bf16_dot;              // x is bf16 (pairs) but for kTileF32
+  int tile_rows[kTileKinds];  // rows of the largest tile of a kind, <= kMaxTileRows
+  // Packs rows x k of x: f32 [k][rows], or bf16 [(k + 1) / 2][rows][2] with, where sums is not
+  // null, sums [k / 32][rows] of the rounded values.
+  void (*pack_f32)(const float* x, int64_t stride, int rows, int64_t k, float* out);
+  void (*pack_bf16)(const float* x, int64_t stride, int rows, int64_t k, uint16_t* out,
+                    float* sums);
+  // Packed weights of one panel, k inputs from w on, into the prepared kind (f32, blocks, blocks
+  // with minima); null where the packed form is used as it is. By MatmulKind of the packed form.
+  void (*prepare[kTileKinds])(const std::byte* w, int64_t k, std::byte* out);
+  // tile[kind][rows - 1]; null where there is none.
+  void (*tile[kTileKinds][kMaxTileRows])(const MatmulTile& tile);
+};
+
+ANNULUS_DECLARE_PER_ISA(MatmulKernels, kMatmulKernels)
+
+}  // namespace annulus::kernels

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+// Readers: how matmul_impl.cc takes weights out of a panel (layouts: kernels/cpu/packed.h and
+// matmul_kernels.h). A reader walks blocks of kBlock inputs, kBlockBytes each, in steps of kStep
+// inputs. raw(block, step, half) loads what a step needs of 16 outputs; then either f32<i>(raw,
+// scales) gives the weights of input i of the step, or pairs<i>(raw) those of inputs 2i and 2i + 1
+// as bf16, still to be scaled. Included by matmul_impl.cc only.
+#pragma once
+
+#include "kernels/cpu/vec.h"
+
+namespace annulus::kernels::ANNULUS_ISA {
+
+struct Scales {  // of one block, 16 outputs: w = d q + m
+  Vec d, m;
+};
+
+ANNULUS_INLINE const uint16_t* halves(const char* block, int half) {
+  return reinterpret_cast<const uint16_t*>(block) + half * 16;
+}
+
+struct ReadF32 {
+  static constexpr int kBlock = 1, kStep = 1, kBlockBytes = 128;
+  using Raw = Vec;
+  ANNULUS_INLINE Scales scales(const char*, int) { return {zero(), zero()}; }
+  ANNULUS_INLINE Raw raw(const char* block, int, int half) {
+    return load(reinterpret_cast<const float*>(block) + half * 16);
+  }
+  template <int i>
+  ANNULUS_INLINE Vec f32(const Raw& raw, const Scales&) {
+    return raw;
+  }
+};
+
+struct ReadBF16 {
+  static constexpr int kBlock = 2, kStep = 2, kBlockBytes = 128;
+  using Raw = IVec;
+  ANNULUS_INLINE Scales scales(const char*, int) { return {zero(), zero()}; }
+  ANNULUS_INLINE Raw raw(const char* block, int, int half) {
+    return load_dwords(block + half * 64);
+  }
+  template <int i>
+  ANNULUS_INLINE Vec f32(const Raw& raw, const Scales&) {
+    if constexpr (i == 0) return bits_as_float(shift_left<16>(raw));
+    return bits_as_float(bit_and(raw, 0xffff0000u));
+  }
+};
+
+struct ReadQ8_0 {
+  static constexpr int kBlock = 32, kStep = 2, kBlockBytes = 64 + 1024;
+  using Raw = IVec;
+  ANNULUS_INLINE Scales scales(const char* block, int half) {
+    return {load_half(halves(block, half)), zero()};
+  }
+  ANNULUS_INLINE Raw raw(const char* block, int step, int half) {
+    return load_words(block + 64 + step * 64 + half * 32);
+  }
+  template <int i>
+  ANNULUS_INLINE Vec f32(const Raw& raw, const Scales& s) {
+    if constexpr (i == 0) return mul(to_float(shift_right_signed<24>(shift_left<24>(raw))), s.d);
+    return mul(to_float(shift_right_signed<8>(raw)), s.d);
+  }
+};
+
+template <int kScaleBytes>
+struct ReadNibbles {
+  static constexpr int kBlock = 32, kStep = 8, kBlockBytes = kScaleBytes + 512;
+  using Raw = IVec;
+  ANNULUS_INLINE Raw raw(const char* block, int step, int half) {
+    return load_dwords(block + kScaleBytes + step * 128 + half * 64);
+  }
+  template <int i>
+  ANNULUS_INLINE Vec q(const Raw& raw) {
+    return to_float(bit_and(shift_right<4 * (i / 2) + 16 * (i % 2)>(raw), 15u));
+  }
+};
+
+struct ReadQ4_0 : ReadNibbles<64> {
+  ANNULUS_INLINE Scales scales(const char* block, int half) {
+    Vec d = load_half(halves(block, half));
+    return {d, mul(d, set1(-8.0f))};
+  }
+  template <int i>
+  ANNULUS_INLINE Vec f32(const Raw& raw, const Scales& s) {
+    return fma(q<i>(raw), s.d, s.m);  // exact, as d (q - 8) is: a half times a 4-bit integer
+  }
+};
+
+struct ReadQ4_1 : ReadNibbles<128> {
+  ANNULUS_INLINE Scales scales(const char* block, int half) {
+    return {load_half(halves(block, half)), load_half(halves(block + 64, half))};
+  }
+  template <int i>
+  ANNULUS_INLINE Vec f32(const Raw& raw, const Scales& s) {
+    return fma(q<i>(raw), s.d, s.m);
+  }
+};
+
+#if defined(ANNULUS_HAS_BF16_DOT)
+
+// The dot readers add: kScaled (multiply sums of a block by d), kMinima (add m times the sum of x).
+struct DotBF16 : ReadBF16 {
+  static constexpr bool kScaled = false, kMinima = false;
+  template <int i>
+  ANNULUS_INLINE Pairs pairs(const Raw& raw) {
+    return {reinterpret_cast<__m512bh>(raw.v)};
+  }
+};
+
+struct DotQ8_0 : ReadQ8_0 {
+  static constexpr bool kScaled = true, kMinima = false;
+  struct Raw {
+    __m128i low, high;  // bytes of outputs 0..7 and 8..15, pairs of inputs
+  };
+  ANNULUS_INLINE Raw raw(const char* block, int step, int half) {
+    const auto* p = reinterpret_cast<const __m128i*>(block + 64 + step * 64 + half * 32);
+    return {_mm_loadu_si128(p), _mm_loadu_si128(p + 1)};
+  }
+  template <int i>
+  ANNULUS_INLINE Pairs pairs(const Raw& raw) {
+    return {_mm512_cvtne2ps_pbh(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(raw.high)),
+                                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(raw.low)))};
+  }
+};
+
+// vpermw looks at 5 bits of each word, the nibble and one bit of the next: the table repeats.
+template <int kOffset>
+ANNULUS_INLINE __m512i nibble_table() {
+  const __m512 steps = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  __m512 values = _mm512_sub_ps(steps, _mm512_set1_ps(kOffset));
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(values, values));
+}
+
+template <class Base, int kOffset, bool kHasMinima>
+struct DotNibbles : Base {
+  static constexpr bool kScaled = true, kMinima = kHasMinima;
+  using Raw = typename Base::Raw;
+  template <int i>
+  ANNULUS_INLINE Pairs pairs(const Raw& raw) {
+    return {reinterpret_cast<__m512bh>(
+        _mm512_permutexvar_epi16(_mm512_srli_epi16(raw.v, 4 * i), nibble_table<kOffset>()))};
+  }
+};
+using DotQ4_0 = DotNibbles<ReadQ4_0, 8, false>;
+using DotQ4_1 = DotNibbles<ReadQ4_1, 0, true>;
+
+// Prepared blocks (matmul_kernels.h).
+template <bool kHasMinima>
+struct DotBlocks {
+  static constexpr bool kScaled = true, kMinima = kHasMinima;
+  static constexpr int kHead = kHasMinima ? 256 : 128;
+  static constexpr int kBlock = 32, kStep = 2, kBlockBytes = kHead + 2048;
+  using Raw = Pairs;
+  ANNULUS_INLINE Scales scales(const char* block, int half) {
+    const float* p = reinterpret_cast<const float*>(block) + half * 16;
+    if constexpr (kHasMinima) return {load(p), load(p + 32)};
+    return {load(p), zero()};
+  }
+  ANNULUS_INLINE Raw raw(const char* block, int step, int half) {
+    return load_pairs(reinterpret_cast<const bf16*>(block + kHead + step * 128 + half * 64));
+  }
+  template <int i>
+  ANNULUS_INLINE Pairs pairs(const Raw& raw) {
+    return raw;
+  }
+};
+
+#endif
+
+}  // namespace annulus::kernels::ANNULUS_ISA

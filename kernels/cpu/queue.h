@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+// CpuQueue: what an op needs to run on CPUs: a thread pool, scratch memory and the instruction set
+// chosen once per process. Work runs at the call. One owner thread calls ops; inside parallel_for
+// the pool's threads help. Scratch is a bump arena: memory from scratch() lives until the Mark that
+// surrounds it ends, and the arena keeps its peak size (no allocation in steady state).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace annulus::kernels {
+
+enum class CpuIsa : uint8_t { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
+const char* name(CpuIsa isa);  // "portable", "avx2", "avx512", "avx512-bf16"
+absl::StatusOr<CpuIsa> parse_cpu_isa(std::string_view text);  // "auto" is detect_cpu_isa()
+CpuIsa detect_cpu_isa();  // the best this CPU and operating system run
+
+class ThreadPool;
+
+class CpuQueue {
+ public:
+  // threads >= 1 counts the calling thread. isa is capped by detect_cpu_isa().
+  explicit CpuQueue(int threads, CpuIsa isa = detect_cpu_isa());
+  ~CpuQueue();
+  CpuQueue(const CpuQueue&) = delete;
+  CpuQueue& operator=(const CpuQueue&) = delete;
+
+  CpuIsa isa() const { return isa_; }
+  int threads() const;
+
+  // body(index) for every index in [0, tasks), on all threads, dynamically; returns when all are
+  // done. thread in [0, threads()) is for per-thread scratch. The owner thread runs poll() between
+  // its tasks. An exception thrown by body or poll is rethrown here.
+  void parallel_for(int64_t tasks, const std::function<void(int64_t index, int thread)>& body);
+
+  // Progress of transfers while the CPU computes; called only from the owner thread. Empty = none.
+  void set_poll(std::function<void()> poll);
+  void poll() {
+    if (poll_) poll_();
+  }
+
+  template <class T>
+  T* scratch(int64_t count) {
+    return static_cast<T*>(allocate(count * static_cast<int64_t>(sizeof(T))));
+  }
+  int64_t scratch_peak_bytes() const { return peak_; }
+
+  // Scratch taken after a Mark is given back when it ends; marks nest.
+  class Mark {
+   public:
+    explicit Mark(CpuQueue& queue) : queue_(queue), block_(queue.block_), used_(queue.used_) {}
+    ~Mark() {
+      queue_.block_ = block_;
+      queue_.used_ = used_;
+    }
+    Mark(const Mark&) = delete;
+    Mark& operator=(const Mark&) = delete;
+
+   private:
+    CpuQueue& queue_;
+    size_t block_;
+    int64_t used_;
+  };
+
+ private:
+  struct Block;
+  void* allocate(int64_t bytes);  // 64-byte aligned
+
+  CpuIsa isa_;
+  std::unique_ptr<ThreadPool> pool_;
+  std::function<void()> poll_;
+  std::vector<std::unique_ptr<Block>> blocks_;
+  size_t block_ = 0;
+  int64_t used_ = 0, peak_ = 0;
+};
+
+}  // namespace annulus::kernels

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// Weights of linear layers: where they lie in a file (WeightSource, a view of mapped memory, sliced
+// for tensor parallelism) and how a device holds them (PackedMatrix). Block formats are GGUF's:
+// Q8_0 and Q4_* have one scale for 32 weights of a row, Q6_K for 16 of a super-block of 256. Q8_0,
+// Q4_0 and Q4_1 stay quantised in a PackedMatrix under Precision::kDefault (1.06, 0.56 and 0.63
+// bytes a weight); F16, BF16 and Q6_K become bf16 (2 bytes); F32 becomes bf16. Precision::kF32
+// dequantises everything to fp32 (4 bytes): the strong oracle. Packing runs once, at load.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+namespace annulus::kernels {
+
+enum class WeightFormat : uint8_t { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1, kQ6_K };
+enum class Precision : uint8_t { kDefault, kF32 };
+
+struct WeightBlock {
+  int32_t weights;  // per block, along a row
+  int32_t bytes;
+};
+constexpr WeightBlock block_of(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::kF32:
+      return {1, 4};
+    case WeightFormat::kF16:
+      return {1, 2};
+    case WeightFormat::kBF16:
+      return {1, 2};
+    case WeightFormat::kQ8_0:
+      return {32, 34};  // half d; int8 q[32]
+    case WeightFormat::kQ4_0:
+      return {32, 18};  // half d; nibbles q[16]: w = d * (q - 8)
+    case WeightFormat::kQ4_1:
+      return {32, 20};  // half d, m; nibbles q[16]: w = d * q + m
+    case WeightFormat::kQ6_K:
+      return {256, 210};
+  }
+  return {1, 4};
+}
+
+// rows x cols weights of a larger matrix [out features, in features] stored by rows: row r starts
+// at data + r * row_stride_bytes, and the view begins at element first_col of it. Slices of rows
+// and columns are views too.
+struct WeightSource {
+  WeightFormat format = WeightFormat::kF32;
+  const std::byte* data = nullptr;
+  int64_t rows = 0, cols = 0, first_col = 0, row_stride_bytes = 0;
+
+  WeightSource slice_rows(int64_t first, int64_t count) const {
+    WeightSource s = *this;
+    s.data += first * row_stride_bytes;
+    s.rows = count;
+    return s;
+  }
+  WeightSource slice_cols(int64_t first, int64_t count) const {
+    WeightSource s = *this;
+    s.first_col += first;
+    s.cols = count;
+    return s;
+  }
+};
+
+// out[cols] = row r of source, exactly as the format defines it (float arithmetic of the format's
+// own scales).
+void dequantise_row(const WeightSource& source, int64_t r, float* out);
+
+// A packed [n, k] matrix: y[n] = sum_k w[n, k] x[k]. Panels of kPanel consecutive outputs are
+// contiguous ("granules"), so that a slice of outputs at multiples of kPanel is a view. Move-only
+// owner; the layout belongs to the backend.
+class PackedMatrix {
+ public:
+  static constexpr int64_t kPanel = 32;
+  // Sources are stacked along n (fused QKV, gate and up); all have the same cols. Where their
+  // formats differ, or a column slice does not fall on a block edge, the wide format of the
+  // precision is used instead.
+  static PackedMatrix pack(std::span<const WeightSource> sources, Precision precision);
+
+  PackedMatrix() = default;
+  int64_t n() const { return n_; }
+  int64_t k() const { return k_; }
+  WeightFormat format() const { return format_; }  // as held: kF32, kBF16, kQ8_0, kQ4_0 or kQ4_1
+  int64_t bytes() const { return bytes_; }         // memory held
+  const std::byte* data() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(std::byte* p) const;
+  };
+  WeightFormat format_ = WeightFormat::kF32;
+  int64_t n_ = 0, k_ = 0, bytes_ = 0;
+  std::unique_ptr<std::byte, Free> data_;
+};
+
+}  // namespace annulus::kernels

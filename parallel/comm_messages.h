@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: Apache-2.0
+// MessageCommunicator: a Communicator over point-to-point messages, written once for the threads
+// and the UCX backend. Wire is the backend, shared by a rank's groups and not owned:
+//   Request send(world_rank, ConstBytes, tag), recv(world_rank, Bytes, tag)   start; never block
+//   bool done(Request&)         finished? throws WireError (device fault, message of another size)
+//                               and forgets the request
+//   void cancel(Request&)       gives a started request up; the wire is then only destroyed
+//   void progress()             moves everything along
+//   void block()                sleeps until something may have happened, at most about 1 ms
+//   std::string lost(world_rank)  why that peer is known to be gone; empty while it is not
+//   int64_t epoch(), AbortFlag& abort_flag()
+// Work happens at the call. A wait spins for 20 us, then blocks: an idle rank burns no core.
+// After any error the wire is poisoned: every later call on any group throws the first reason.
+// Buffers of operations in flight at an error must outlive the wire.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/core/check.h"
+#include "kernels/cpu/queue.h"
+#include "parallel/comm_ids.h"
+#include "parallel/communicator.h"
+
+namespace annulus::parallel {
+
+class WireError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// data (rank me's part) = the ranks' sum in rank order; rank r's part begins at others + r *
+// stride. Where me != 0 the sum is built in rank 0's place; rank me's place is not read.
+void sum_in_rank_order(std::span<float> data, int32_t me, int32_t ranks, float* others,
+                       int64_t others_stride);
+
+template <class Wire>
+class MessageCommunicator final : public Communicator<kernels::CpuQueue> {
+ public:
+  using Queue = kernels::CpuQueue;
+  using Clock = std::chrono::steady_clock;
+
+  // members: world ranks in group order.
+  MessageCommunicator(Wire& wire, GroupId group, std::vector<int32_t> members, int32_t rank)
+      : wire_(wire), group_(group), members_(std::move(members)), rank_(rank) {
+    ANNULUS_CHECK(size() <= kMaxGroupSize, "group of ", size(), " ranks");
+    ANNULUS_CHECK(rank_ >= 0 && rank_ < size(), "rank ", rank_, " of ", size());
+  }
+
+  int32_t rank() const override { return rank_; }
+  int32_t size() const override { return static_cast<int32_t>(members_.size()); }
+
+  void all_reduce(Queue& queue, std::span<float> data, const OpId& op) override;
+  void all_gather(Queue& queue, ConstBytes own, Bytes out, std::span<const int64_t> bytes,
+                  const OpId& op) override;
+  void all_to_all(Queue& queue, std::span<const ConstBytes> send, std::span<const Bytes> recv,
+                  const OpId& op) override;
+  Transfer exchange(Queue& queue, ConstBytes send, int32_t to, Bytes recv, int32_t from,
+                    const OpId& op) override;
+  void await(Queue& queue, Transfer transfer) override;
+
+  void progress() override {
+    if (flights_in_use_ > 0) wire_.progress();
+  }
+  void set_deadline(Clock::time_point deadline) override {
+    deadline_ = deadline;
+    deadline_set_ = Clock::now();
+  }
+  void abort(const std::string& why) override { wire_.abort_flag().raise(why); }
+  int64_t bytes_sent() const override { return bytes_sent_; }
+  double waited_us() const override { return waited_us_; }
+
+ private:
+  struct Part {  // one message of an operation
+    typename Wire::Request request;
+    int32_t peer = 0;
+    int64_t bytes = 0;
+    bool sending = false;
+    bool finished = false;
+  };
+  struct Flight {  // an exchange between start and await
+    OpId op;
+    std::array<Part, 2> parts;
+    size_t count = 0;
+    uint32_t generation = 0;
+    bool live = false;
+  };
+
+  Part start_send(int32_t to, ConstBytes bytes, const OpId& op) {
+    bytes_sent_ += static_cast<int64_t>(bytes.size());
+    return {.request = wire_.send(members_[index(to)], bytes, tag(op, rank_)),
+            .peer = to,
+            .bytes = static_cast<int64_t>(bytes.size()),
+            .sending = true};
+  }
+  Part start_recv(int32_t from, Bytes bytes, const OpId& op) {
+    return {.request = wire_.recv(members_[index(from)], bytes, tag(op, from)),
+            .peer = from,
+            .bytes = static_cast<int64_t>(bytes.size()),
+            .sending = false};
+  }
+  uint64_t tag(const OpId& op, int32_t sender) const {
+    return message_tag(wire_.epoch(), group_, op, sender);
+  }
+  void send_to(int32_t to, ConstBytes bytes, const OpId& op) {
+    if (!bytes.empty()) parts_.push_back(start_send(to, bytes, op));
+  }
+  void recv_from(int32_t from, Bytes bytes, const OpId& op) {
+    if (!bytes.empty()) parts_.push_back(start_recv(from, bytes, op));
+  }
+
+  void begin(const OpId& op);  // throws where aborted already
+  void finish(const OpId& op) {
+    wait(parts_, op);
+    parts_.clear();
+  }
+  void wait(std::span<Part> parts, const OpId& op);  // all of them, or DeviceError
+  bool settled(std::span<Part> parts, const OpId& op);
+  [[noreturn]] void fail(const OpId& op, const Part* part, const std::string& reason);
+  std::string where(const OpId& op) const;
+
+  int32_t neighbour(int32_t distance) const { return (rank_ + distance) % size(); }
+  static size_t index(int64_t value) { return static_cast<size_t>(value); }
+
+  Wire& wire_;
+  GroupId group_;
+  std::vector<int32_t> members_;
+  int32_t rank_;
+  std::vector<Part> parts_;  // of the collective that is running
+  std::vector<Flight> flights_;
+  int64_t flights_in_use_ = 0;
+  std::vector<float> scratch_;  // other ranks' floats; keeps its peak size
+  Clock::time_point deadline_ = Clock::time_point::max();
+  Clock::time_point deadline_set_ = Clock::now();
+  int64_t bytes_sent_ = 0;
+  double waited_us_ = 0;
+};
+
+// Below this an all_reduce is one message to everybody (one latency); above, each rank sums a slice
+// (each byte crosses the link twice instead of size-1 times).
+inline constexpr int64_t kDirectReduceBytes = 64 << 10;
+
+template <class Wire>
+void MessageCommunicator<Wire>::all_reduce(Queue&, std::span<float> data, const OpId& op) {
+  begin(op);
+  const int64_t count = static_cast<int64_t>(data.size()), n = size();
+  if (n == 1 || count == 0) return;
+  const bool direct = count * int64_t{sizeof(float)} <= kDirectReduceBytes;
+  // Slices are whole cache lines; the last ones may be short or empty.
+  const int64_t stride = direct ? count : ((count + n - 1) / n + 15) / 16 * 16;
+  const auto slice = [&](int64_t r) {
+    if (direct) return data;
+    const int64_t begin = std::min(count, r * stride), end = std::min(count, begin + stride);
+    return data.subspan(index(begin), index(end - begin));
+  };
+  const std::span<float> mine = slice(rank_);
+  if (scratch_.size() < index(n * stride)) scratch_.resize(index(n * stride));
+  for (int32_t d = 1; d < n; ++d) {
+    const int32_t from = neighbour(d);
+    recv_from(
+        from,
+        std::as_writable_bytes(std::span(scratch_).subspan(index(from * stride), mine.size())), op);
+  }
+  for (int32_t d = 1; d < n; ++d) send_to(neighbour(d), std::as_bytes(slice(neighbour(d))), op);
+  finish(op);
+  if (!mine.empty())
+    sum_in_rank_order(mine, rank_, static_cast<int32_t>(n), scratch_.data(), stride);
+  if (direct) return;
+  OpId second = op;
+  second.hop = op.hop + 1;
+  for (int32_t d = 1; d < n; ++d)
+    recv_from(neighbour(d), std::as_writable_bytes(slice(neighbour(d))), second);
+  for (int32_t d = 1; d < n; ++d) send_to(neighbour(d), std::as_bytes(mine), second);
+  finish(second);
+}
+
+template <class Wire>
+void MessageCommunicator<Wire>::all_gather(Queue&, ConstBytes own, Bytes out,
+                                           std::span<const int64_t> bytes, const OpId& op) {
+  begin(op);
+  ANNULUS_CHECK(static_cast<int32_t>(bytes.size()) == size(), where(op));
+  ANNULUS_CHECK(static_cast<int64_t>(own.size()) == bytes[index(rank_)], where(op), ": own ",
+                own.size(), " bytes, plan ", bytes[index(rank_)]);
+  int64_t at = 0;
+  for (int32_t r = 0; r < size(); ++r) {
+    const int64_t length = bytes[index(r)];
+    ANNULUS_CHECK(length >= 0 && at + length <= static_cast<int64_t>(out.size()), where(op));
+    const Bytes room = out.subspan(index(at), index(length));
+    if (r != rank_) {
+      recv_from(r, room, op);
+    } else if (!own.empty() && room.data() != own.data()) {
+      std::memmove(room.data(), own.data(), own.size());
+    }
+    at += length;
+  }
+  for (int32_t d = 1; d < size(); ++d) send_to(neighbour(d), own, op);
+  finish(op);
+}
+
+template <class Wire>
+void MessageCommunicator<Wire>::all_to_all(Queue&, std::span<const ConstBytes> send,
+                                           std::span<const Bytes> recv, const OpId& op) {
+  begin(op);
+  ANNULUS_CHECK(static_cast<int32_t>(send.size()) == size() && send.size() == recv.size(),
+                where(op));
+  ANNULUS_CHECK(send[index(rank_)].size() == recv[index(rank_)].size(), where(op), ": own part");
+  for (int32_t d = size() - 1; d > 0; --d) recv_from(neighbour(d), recv[index(neighbour(d))], op);
+  for (int32_t d = 1; d < size(); ++d) send_to(neighbour(d), send[index(neighbour(d))], op);
+  if (!send[index(rank_)].empty())
+    std::memmove(recv[index(rank_)].data(), send[index(rank_)].data(), send[index(rank_)].size());
+  finish(op);
+}
+
+template <class Wire>
+Transfer MessageCommunicator<Wire>::exchange(Queue&, ConstBytes send, int32_t to, Bytes recv,
+                                             int32_t from, const OpId& op) {
+  begin(op);
+  ANNULUS_CHECK(to >= 0 && to < size() && from >= 0 && from < size(), where(op), ": to ", to,
+                " from ", from);
+  ANNULUS_CHECK((to == rank_) == (from == rank_), where(op), ": half of an exchange with itself");
+  if (to == rank_) {
+    ANNULUS_CHECK(send.size() == recv.size(), where(op), ": sizes of an exchange with itself");
+    if (!send.empty()) std::memmove(recv.data(), send.data(), send.size());
+    return {};
+  }
+  if (send.empty() && recv.empty()) return {};
+  size_t slot = 0;
+  while (slot < flights_.size() && flights_[slot].live) ++slot;
+  if (slot == flights_.size()) flights_.emplace_back();
+  Flight& flight = flights_[slot];
+  flight.op = op;
+  flight.count = 0;
+  if (!recv.empty()) flight.parts[flight.count++] = start_recv(from, recv, op);
+  if (!send.empty()) flight.parts[flight.count++] = start_send(to, send, op);
+  flight.live = true;
+  ++flight.generation;
+  ++flights_in_use_;
+  return Transfer((uint64_t{flight.generation} << 32) | (slot + 1));
+}
+
+template <class Wire>
+void MessageCommunicator<Wire>::await(Queue&, Transfer transfer) {
+  const uint64_t id = transfer.release();
+  if (id == 0) return;
+  const size_t slot = index(id & 0xffffffffu) - 1;
+  ANNULUS_CHECK(slot < flights_.size() && flights_[slot].live &&
+                    flights_[slot].generation == static_cast<uint32_t>(id >> 32),
+                "transfer ", id, " is not in flight in group ", name(group_));
+  Flight& flight = flights_[slot];
+  wait(std::span(flight.parts).first(flight.count), flight.op);
+  flight.live = false;
+  --flights_in_use_;
+}
+
+template <class Wire>
+void MessageCommunicator<Wire>::begin(const OpId& op) {
+  if (wire_.abort_flag().raised()) [[unlikely]]
+    fail(op, nullptr, "aborted: " + wire_.abort_flag().why());
+}
+
+template <class Wire>
+bool MessageCommunicator<Wire>::settled(std::span<Part> parts, const OpId& op) {
+  bool all = true;
+  for (Part& part : parts) {
+    if (part.finished) continue;
+    try {
+      part.finished = wire_.done(part.request);
+    } catch (const WireError& error) {
+      fail(op, &part, error.what());
+    }
+    all = all && part.finished;
+  }
+  return all;
+}
+
+template <class Wire>
+void MessageCommunicator<Wire>::wait(std::span<Part> parts, const OpId& op) {
+  constexpr auto kSpin = std::chrono::microseconds(20);
+  constexpr int kRoundsPerClock = 8;
+  if (settled(parts, op)) return;
+  const Clock::time_point start = Clock::now();
+  Clock::time_point spin_until = start + kSpin;
+  for (;;) {
+    bool all = false;
+    for (int round = 0; round < kRoundsPerClock && !all; ++round) {
+      wire_.progress();
+      all = settled(parts, op);
+    }
+    const Clock::time_point now = Clock::now();
+    if (all) {
+      waited_us_ += std::chrono::duration<double, std::micro>(now - start).count();
+      return;
+    }
+    const Part& stuck =
+        *std::find_if(parts.begin(), parts.end(), [](const Part& part) { return !part.finished; });
+    if (wire_.abort_flag().raised()) fail(op, &stuck, "aborted: " + wire_.abort_flag().why());
+    for (const Part& part : parts) {
+      if (part.finished) continue;
+      if (std::string why = wire_.lost(members_[index(part.peer)]); !why.empty())
+        fail(op, &part, why);
+    }
+    if (now >= deadline_) {
+      const double waited = std::chrono::duration<double>(now - start).count();
+      const double given = std::chrono::duration<double>(deadline_ - deadline_set_).count();
+      fail(op, &stuck,
+           kernels::concat("deadline of ", given, " s passed, waited ", waited, " s here"));
+    }
+    if (now >= spin_until) {
+      wire_.block();
+      spin_until = Clock::now() + kSpin / 4;  // what woke us is often the first of a few steps
+    }
+  }
+}
+
+template <class Wire>
+std::string MessageCommunicator<Wire>::where(const OpId& op) const {
+  return kernels::concat(name(group_), " rank ", rank_, " of ", size(), " (world rank ",
+                         members_[index(rank_)], "): ", op.what, ", step ", op.step, ", layer ",
+                         op.layer, ", sequence ", op.sequence, ", hop ", op.hop);
+}
+
+template <class Wire>
+void MessageCommunicator<Wire>::fail(const OpId& op, const Part* part, const std::string& reason) {
+  std::string text = where(op);
+  if (part != nullptr) {
+    text += kernels::concat(part->sending ? ": sending " : ": receiving ", part->bytes,
+                            part->sending ? " bytes to peer rank " : " bytes from peer rank ",
+                            part->peer, " (world rank ", members_[index(part->peer)], ")");
+  }
+  text += ": " + reason;
+  for (Part& other : parts_) {
+    if (!other.finished) wire_.cancel(other.request);
+  }
+  for (Flight& flight : flights_) {
+    for (size_t i = 0; flight.live && i < flight.count; ++i) {
+      if (!flight.parts[i].finished) wire_.cancel(flight.parts[i].request);
+    }
+    flight.live = false;
+  }
+  flights_in_use_ = 0;
+  parts_.clear();
+  wire_.abort_flag().raise(reason);
+  throw kernels::DeviceError(text);
+}
+
+}  // namespace annulus::parallel

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// UcxWorld: the CPU data plane of one rank and one epoch. One UCX context and worker, thrown away
+// whole: create -> address() travels through the control plane -> connect(all addresses) ->
+// groups()
+// -> destroy. Used by one thread at a time, save abort(). A lost peer on this host is not reported
+// by UCX: the control plane calls abort(), or the deadline decides; on another host its loss ends
+// the waits on it at once. After an error a world is only good for destruction, which does not wait
+// for peers (0.2 s at most) nor leaves descriptors, shared memory or threads behind.
+// UCX chooses the way per peer: shared memory and CMA within a host, RDMA or TCP between hosts.
+// UCX_TLS, UCX_NET_DEVICES and every other UCX_ variable of the environment win over the options.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/cpu/queue.h"
+#include "parallel/communicator.h"
+#include "parallel/topology.h"
+
+namespace annulus::parallel {
+
+// UCX's transport lists. kLocalTransports opens no network socket: for a world on one host.
+inline constexpr const char* kAllTransports = "all";
+inline constexpr const char* kLocalTransports = "shm,cma,self";
+inline constexpr const char* kTcpTransports = "tcp,self";
+
+struct UcxOptions {
+  std::string transports = kAllTransports;
+  std::string net_devices;  // "eth0,mlx5_0:1"; empty: all
+};
+
+class UcxWorld {
+ public:
+  static absl::StatusOr<std::unique_ptr<UcxWorld>> create(Topology topology, int32_t world_rank,
+                                                          int64_t epoch,
+                                                          const UcxOptions& options = {});
+  ~UcxWorld();
+  UcxWorld(const UcxWorld&) = delete;
+  UcxWorld& operator=(const UcxWorld&) = delete;
+
+  // Opaque bytes, guarded by a checksum; they name epoch and rank.
+  std::string address() const;
+  // Addresses of all world ranks (the own one too) in rank order; local, does not wait for peers.
+  // InvalidArgument, FailedPrecondition: bytes that are no address, or of another rank, layout or
+  // epoch. Unavailable: no common transport.
+  absl::Status connect(std::span<const std::string> addresses);
+  // After connect; they live as long as the world.
+  Groups<kernels::CpuQueue> groups();
+  void abort(const std::string& why);  // any thread
+
+ private:
+  struct Impl;
+  explicit UcxWorld(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+// UCX installs handlers for SIGSEGV, SIGHUP and others when its library is loaded; this takes them
+// off again, and silences its log save fatal lines (what goes wrong is in our own errors), unless
+// UCX_HANDLE_ERRORS or UCX_LOG_LEVEL are set. Runs by itself before main() in a program that links
+// this file; harmless to call again.
+void tame_ucx();
+
+}  // namespace annulus::parallel

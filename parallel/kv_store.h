@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// This rank's keys and values: pages of rows shared out to slots, the same page ids in every layer.
+// Rows of a slot lie in append order; their positions ascend. Pages are counted, so that a fork
+// shares whole pages and copies the last, open one. Memory is reserved for the capacity and
+// committed by the operating system at first touch. One thread; used by Rank only. Row and page
+// geometry: kernels/attention.h. CHECKs capacity: the scheduler admits only what fits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <span>
+#include <vector>
+
+#include "kernels/attention.h"
+
+namespace annulus::parallel {
+
+class KvStore {
+ public:
+  KvStore(const kernels::KvFormat& format, int32_t layers, int64_t capacity_rows);
+  ~KvStore();
+  KvStore(const KvStore&) = delete;
+  KvStore& operator=(const KvStore&) = delete;
+
+  void admit(int32_t slot);
+  void truncate(int32_t slot, int64_t length);  // keeps rows of positions below length
+  void fork(int32_t from, int32_t to, int64_t length);
+  void release(int32_t slot);
+
+  // Takes rows for these positions; returns where each row lies (page * page_tokens + offset), the
+  // same in every layer.
+  std::vector<int64_t> append(int32_t slot, std::span<const int32_t> positions);
+
+  // The slot's rows in one layer. Valid until the next change of the slot.
+  kernels::KvRows rows(int32_t slot, int32_t layer) const;
+  std::byte* layer(int32_t layer) const { return memory_ + layer * layer_bytes_; }
+
+  const kernels::KvFormat& format() const { return format_; }
+  int64_t capacity_rows() const { return pages_ * format_.page_tokens; }
+  int64_t rows_used() const;   // rows that hold a token, each fork's counted
+  int64_t bytes_used() const;  // of pages taken, all layers
+
+ private:
+  struct Slot {
+    std::vector<int32_t> pages, positions;
+  };
+  Slot& at(int32_t slot);
+  int32_t take_page();
+  void drop_page(int32_t page);
+
+  kernels::KvFormat format_;
+  int32_t layers_;
+  int64_t pages_, layer_bytes_;
+  std::byte* memory_ = nullptr;
+  std::vector<int32_t> users_;  // per page
+  std::vector<int32_t> free_;
+  std::map<int32_t, Slot> slots_;
+};
+
+}  // namespace annulus::parallel

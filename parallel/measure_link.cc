@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "parallel/measure_link.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace annulus::parallel {
+namespace {
+
+using kernels::CpuQueue;
+using Ring = Communicator<CpuQueue>;
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kPayloadBytes = 1 << 20;
+constexpr int kLatencyBatches = 12, kHopsPerBatch = 16;
+constexpr int kMaxRounds = 9;          // of a megabyte
+constexpr double kBandwidthUs = 80e3;  // time for those
+constexpr double kTaskUs = 25;         // of computing between two polls
+
+double us_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::micro>(Clock::now() - start).count();
+}
+
+double median(std::vector<double>& values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+class Meter {
+ public:
+  Meter(Ring& ring, CpuQueue& queue, int64_t step)
+      : ring_(ring), queue_(queue), op_{.step = step, .layer = 1023, .what = "link measurement"} {}
+
+  Transfer start_hop(int64_t bytes) {
+    const int32_t n = ring_.size(), me = ring_.rank();
+    ++op_.sequence;
+    return ring_.exchange(queue_, ConstBytes(out_).first(static_cast<size_t>(bytes)), (me + 1) % n,
+                          Bytes(in_).first(static_cast<size_t>(bytes)), (me + n - 1) % n, op_);
+  }
+  void hop(int64_t bytes) { ring_.await(queue_, start_hop(bytes)); }
+
+  // Nobody leaves before all have arrived; everybody leaves with the largest value of each.
+  template <size_t N>
+  std::array<double, N> worst(std::array<double, N> values) {
+    ++op_.sequence;
+    const size_t n = static_cast<size_t>(ring_.size());
+    std::vector<double> all(n * N);
+    const std::vector<int64_t> sizes(n, int64_t{sizeof values});
+    ring_.all_gather(queue_, std::as_bytes(std::span(values)),
+                     std::as_writable_bytes(std::span(all)), sizes, op_);
+    for (size_t i = 0; i < all.size(); ++i) values[i % N] = std::max(values[i % N], all[i]);
+    return values;
+  }
+
+  double latency_us() {
+    std::vector<double> batches;
+    for (int batch = 0; batch < kLatencyBatches; ++batch) {
+      const Clock::time_point start = Clock::now();
+      for (int i = 0; i < kHopsPerBatch; ++i) hop(8);
+      batches.push_back(us_since(start) / kHopsPerBatch);
+    }
+    return median(batches);
+  }
+
+  double payload_us(int rounds) {
+    std::vector<double> times;
+    for (int i = 0; i < rounds; ++i) {
+      worst<1>({0});
+      const Clock::time_point start = Clock::now();
+      hop(kPayloadBytes);
+      times.push_back(us_since(start));
+    }
+    return median(times);
+  }
+
+  // Share of a hop that hides behind computing of about 1.5 times its length.
+  double overlap(double hop_us, int rounds) {
+    const double task_us = calibrate();
+    const int64_t tasks =
+        std::max<int64_t>(1, static_cast<int64_t>(1.5 * hop_us / task_us * queue_.threads()));
+    std::vector<double> alone, both;
+    for (int i = 0; i < rounds; ++i) {
+      worst<1>({0});
+      Clock::time_point start = Clock::now();
+      compute(tasks);
+      alone.push_back(us_since(start));
+      worst<1>({0});
+      start = Clock::now();
+      Transfer transfer = start_hop(kPayloadBytes);
+      compute(tasks);
+      ring_.await(queue_, std::move(transfer));
+      both.push_back(us_since(start));
+    }
+    const double exposed = median(both) - median(alone);
+    return std::clamp(1 - exposed / hop_us, 0.0, 1.0);
+  }
+
+ private:
+  // A chain of dependent multiply-adds: the same time on every call, no memory traffic.
+  static float burn(int64_t steps) {
+    float x = 0.5f;
+    for (int64_t i = 0; i < steps; ++i) x = x * 0.999f + 0.001f;
+    return x;
+  }
+  double calibrate() {
+    double best = 1e30;
+    for (int i = 0; i < 5; ++i) {
+      const Clock::time_point start = Clock::now();
+      sink_.store(burn(kProbeSteps), std::memory_order_relaxed);
+      best = std::min(best, us_since(start));
+    }
+    steps_ =
+        std::max<int64_t>(1, static_cast<int64_t>(kTaskUs * kProbeSteps / std::max(best, 1.0)));
+    return best * static_cast<double>(steps_) / kProbeSteps;
+  }
+  void compute(int64_t tasks) {
+    const std::thread::id owner = std::this_thread::get_id();
+    queue_.parallel_for(tasks, [&](int64_t, int) {
+      sink_.store(burn(steps_), std::memory_order_relaxed);
+      if (std::this_thread::get_id() == owner) ring_.progress();
+    });
+  }
+
+  static constexpr int64_t kProbeSteps = 20000;
+  Ring& ring_;
+  CpuQueue& queue_;
+  OpId op_;
+  std::vector<std::byte> out_ = std::vector<std::byte>(kPayloadBytes);
+  std::vector<std::byte> in_ = std::vector<std::byte>(kPayloadBytes);
+  std::atomic<float> sink_ = 0;
+  int64_t steps_ = 0;
+};
+
+}  // namespace
+
+LinkMeasure measure_link(Ring& ring, CpuQueue& queue, int64_t step) {
+  if (ring.size() == 1) return {};
+  Meter meter(ring, queue, step);
+  for (int i = 0; i < 8; ++i) meter.hop(8);  // connections are made by the first messages
+  meter.payload_us(1);
+  const double latency = meter.latency_us();
+  // As many rounds on every rank: the number follows from a value that all agree on.
+  const double first = meter.worst<1>({meter.payload_us(1)})[0];
+  const int rounds = static_cast<int>(std::clamp(kBandwidthUs / first, 1.0, double{kMaxRounds}));
+  const double hop_us = meter.worst<1>({meter.payload_us(rounds)})[0];
+  const double overlap = meter.overlap(hop_us, rounds);
+  const auto [slowest, least_hidden] = meter.worst<2>({latency, -overlap});
+  return {
+      .latency_us = slowest,
+      .bytes_per_us = static_cast<double>(kPayloadBytes) / std::max(hop_us - slowest, hop_us / 10),
+      .overlap = -least_hidden};
+}
+
+}  // namespace annulus::parallel

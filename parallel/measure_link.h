@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+// How fast a hop of this ring is, for ring_policy. Collective: every rank of the ring calls it at
+// the same point; at most about 0.3 s (more only where one megabyte takes longer than 50 ms).
+// Every rank returns the same numbers, those of the worst rank. A ring of one has no link: latency
+// 0, 1e6 bytes/us, overlap 1. Uses operations of step `step`, layer 1023. Errors: DeviceError.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/queue.h"
+#include "parallel/communicator.h"
+
+namespace annulus::parallel {
+
+struct LinkMeasure {
+  double latency_us = 0;      // one hop of 8 bytes, all ranks at once
+  double bytes_per_us = 1e6;  // a hop of 1 MiB to the next rank while one comes from the previous
+  double overlap = 1;  // share of such a hop that hides behind computing that polls: 0 none, 1 all
+};
+
+LinkMeasure measure_link(Communicator<kernels::CpuQueue>& ring, kernels::CpuQueue& queue,
+                         int64_t step = 0);
+
+}  // namespace annulus::parallel

@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "parallel/model/checkpoint.h"
+
+#include <algorithm>
+#include <bit>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <string_view>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "parallel/model/safetensors.h"
+
+namespace annulus::parallel {
+namespace {
+
+namespace fs = std::filesystem;
+using kernels::WeightSource;
+
+struct RawTensor {
+  std::string type;
+  std::optional<kernels::WeightFormat> format;
+  std::vector<int64_t> shape;
+  std::span<const std::byte> data;
+};
+using Directory = std::map<std::string, RawTensor>;
+
+struct TensorNames {
+  const char *embedding, *output_norm, *head, *layer_prefix;
+  const char *attn_norm, *q, *k, *v, *o, *ffn_norm, *gate, *up, *down;
+};
+constexpr TensorNames kGgufNames = {
+    "token_embd.weight",  "output_norm.weight", "output.weight",   "blk.",
+    "attn_norm.weight",   "attn_q.weight",      "attn_k.weight",   "attn_v.weight",
+    "attn_output.weight", "ffn_norm.weight",    "ffn_gate.weight", "ffn_up.weight",
+    "ffn_down.weight"};
+constexpr TensorNames kFolderNames = {"model.embed_tokens.weight",
+                                      "model.norm.weight",
+                                      "lm_head.weight",
+                                      "model.layers.",
+                                      "input_layernorm.weight",
+                                      "self_attn.q_proj.weight",
+                                      "self_attn.k_proj.weight",
+                                      "self_attn.v_proj.weight",
+                                      "self_attn.o_proj.weight",
+                                      "post_attention_layernorm.weight",
+                                      "mlp.gate_proj.weight",
+                                      "mlp.up_proj.weight",
+                                      "mlp.down_proj.weight"};
+
+// Looks tensors up by name, checks type and shape, and remembers the first error and what was used.
+class Resolver {
+ public:
+  Resolver(const Directory& directory, const std::string& label)
+      : directory_(directory), label_(label) {}
+
+  WeightSource matrix(const std::string& name, int64_t rows, int64_t cols) {
+    return source(name, {rows, cols}, rows, cols);
+  }
+  std::vector<float> vector(const std::string& name, int64_t count) {
+    const WeightSource row = source(name, {count}, 1, count);
+    std::vector<float> values;
+    if (!status_.ok()) return values;
+    values.resize(static_cast<size_t>(count));
+    kernels::dequantise_row(row, 0, values.data());
+    return values;
+  }
+
+  // A tensor that would be left out could change the answers, so only known harmless ones may.
+  absl::Status finish() const {
+    if (!status_.ok()) return status_;
+    for (const auto& [name, tensor] : directory_)
+      if (!used_.contains(name) && name != "rope_freqs.weight" && name != "lm_head.weight" &&
+          !absl::EndsWith(name, ".rotary_emb.inv_freq"))
+        return absl::InvalidArgumentError(
+            absl::StrCat(label_, ": tensor ", quote_name(name),
+                         " has no place in a plain Llama (biases, experts and adapters are not "
+                         "supported)"));
+    return status_;
+  }
+
+ private:
+  WeightSource source(const std::string& name, const std::vector<int64_t>& shape, int64_t rows,
+                      int64_t cols) {
+    if (!status_.ok()) return {};
+    const auto it = directory_.find(name);
+    if (it == directory_.end()) {
+      status_ = absl::NotFoundError(absl::StrCat(label_, ": tensor ", quote_name(name),
+                                                 " is missing; fetch the model again"));
+      return {};
+    }
+    const RawTensor& tensor = it->second;
+    used_.insert(name);
+    if (!tensor.format) {
+      status_ = absl::InvalidArgumentError(
+          absl::StrCat(label_, ": tensor ", quote_name(name), " is ", tensor.type,
+                       ", which is not supported (F32, F16, BF16, Q8_0, Q4_0, Q4_1 and Q6_K are); "
+                       "quantise the model to one of these, for example Q8_0"));
+      return {};
+    }
+    if (tensor.shape != shape) {
+      status_ = absl::InvalidArgumentError(absl::StrCat(
+          label_, ": tensor ", quote_name(name), " is [", absl::StrJoin(tensor.shape, ", "),
+          "], but the config asks for [", absl::StrJoin(shape, ", "), "]"));
+      return {};
+    }
+    const kernels::WeightBlock block = kernels::block_of(*tensor.format);
+    return {.format = *tensor.format,
+            .data = tensor.data.data(),
+            .rows = rows,
+            .cols = cols,
+            .first_col = 0,
+            .row_stride_bytes = cols / block.weights * block.bytes};
+  }
+
+  const Directory& directory_;
+  std::string label_;
+  std::set<std::string> used_;
+  absl::Status status_;
+};
+
+// FNV-1a, finished with a multiply-shift mix: simple enough to stay the same for ever.
+class StableHash {
+ public:
+  void bytes(std::span<const std::byte> data) {
+    for (const std::byte b : data) {
+      state_ ^= static_cast<uint64_t>(b);
+      state_ *= 0x100000001b3u;
+    }
+  }
+  void integer(uint64_t value) {
+    for (int shift = 0; shift < 64; shift += 8) {
+      const std::byte b{static_cast<uint8_t>(value >> shift)};
+      bytes({&b, 1});
+    }
+  }
+  void integer(int64_t value) { integer(static_cast<uint64_t>(value)); }
+  void number(double value) { integer(std::bit_cast<uint64_t>(value)); }
+  void text(std::string_view value) {
+    integer(uint64_t{value.size()});
+    bytes(std::as_bytes(std::span(value.data(), value.size())));
+  }
+  uint64_t finish() const { return (state_ ^ (state_ >> 32)) * 0x9e3779b97f4a7c15u; }
+
+ private:
+  uint64_t state_ = 0xcbf29ce484222325u;
+};
+
+uint64_t fingerprint_of(const LlamaConfig& config, const Directory& directory) {
+  StableHash hash;
+  for (const int64_t value :
+       {int64_t{config.layers}, int64_t{config.dim}, int64_t{config.heads},
+        int64_t{config.kv_heads}, int64_t{config.head_dim}, int64_t{config.ffn},
+        int64_t{config.vocab}, config.trained_context, config.context,
+        static_cast<int64_t>(config.rope_scaling.kind), config.rope_scaling.original_context,
+        static_cast<int64_t>(config.pairing), int64_t{config.tied_head ? 1 : 0}})
+    hash.integer(value);
+  for (const double value :
+       {config.rms_eps, config.rope_theta, config.rope_scaling.factor,
+        config.rope_scaling.low_freq_factor, config.rope_scaling.high_freq_factor})
+    hash.number(value);
+  for (const float divisor : config.rope_divisors) hash.number(static_cast<double>(divisor));
+
+  constexpr size_t kSampleBytes = 64;
+  for (const auto& [name, tensor] : directory) {
+    hash.text(name);
+    hash.text(tensor.type);
+    for (const int64_t size : tensor.shape) hash.integer(size);
+    hash.integer(uint64_t{tensor.data.size()});
+    const size_t sample = std::min(kSampleBytes, tensor.data.size());
+    const size_t last = tensor.data.size() - sample;
+    for (const size_t at : {size_t{0}, last / 2, last}) hash.bytes(tensor.data.subspan(at, sample));
+  }
+  return hash.finish();
+}
+
+absl::StatusOr<ModelTensors> resolve(const LlamaConfig& config, const Directory& directory,
+                                     const TensorNames& names, const std::string& label) {
+  Resolver resolver(directory, label);
+  const int64_t dim = config.dim, ffn = config.ffn;
+  const int64_t q_rows = int64_t{config.heads} * config.head_dim;
+  const int64_t kv_rows = int64_t{config.kv_heads} * config.head_dim;
+  ModelTensors all;
+  all.embedding = resolver.matrix(names.embedding, config.vocab, dim);
+  all.output_norm = resolver.vector(names.output_norm, dim);
+  all.head = config.tied_head ? all.embedding : resolver.matrix(names.head, config.vocab, dim);
+  for (int32_t i = 0; i < config.layers; ++i) {
+    const std::string prefix = absl::StrCat(names.layer_prefix, i, ".");
+    LayerTensors& layer = all.layers.emplace_back();
+    layer.attn_norm = resolver.vector(prefix + names.attn_norm, dim);
+    layer.q = resolver.matrix(prefix + names.q, q_rows, dim);
+    layer.k = resolver.matrix(prefix + names.k, kv_rows, dim);
+    layer.v = resolver.matrix(prefix + names.v, kv_rows, dim);
+    layer.o = resolver.matrix(prefix + names.o, dim, q_rows);
+    layer.ffn_norm = resolver.vector(prefix + names.ffn_norm, dim);
+    layer.gate = resolver.matrix(prefix + names.gate, ffn, dim);
+    layer.up = resolver.matrix(prefix + names.up, ffn, dim);
+    layer.down = resolver.matrix(prefix + names.down, dim, ffn);
+  }
+  const absl::Status status = resolver.finish();
+  if (!status.ok()) return status;
+  return all;
+}
+
+std::string_view text_of(const MappedFile& file) {
+  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
+}
+
+// The single .gguf file of a folder.
+absl::StatusOr<std::string> only_gguf_in(const std::string& directory) {
+  std::error_code error;
+  std::vector<std::string> found;
+  for (fs::directory_iterator it(directory, error), end; !error && it != end; it.increment(error))
+    if (it->path().extension() == ".gguf") found.push_back(it->path().string());
+  if (error) return absl::PermissionDeniedError(absl::StrCat(directory, ": ", error.message()));
+  if (found.size() == 1) return found[0];
+  return absl::InvalidArgumentError(
+      absl::StrCat(directory, ": holds no config.json and ",
+                   found.empty() ? "no .gguf file; name a model file or a Hugging Face folder"
+                                 : "several .gguf files; name one of them"));
+}
+
+}  // namespace
+
+absl::StatusOr<Checkpoint> Checkpoint::open(const std::string& path,
+                                            const ConfigOverrides& overrides) {
+  Checkpoint checkpoint;
+  std::error_code error;
+  std::string file_path = path;
+  if (fs::is_directory(path, error)) {
+    if (fs::exists(path + "/config.json", error)) {
+      const absl::Status status = checkpoint.load_folder(path, "", overrides);
+      if (!status.ok()) return status;
+      return checkpoint;
+    }
+    absl::StatusOr<std::string> only = only_gguf_in(path);
+    if (!only.ok()) return only.status();
+    file_path = *std::move(only);
+  }
+  absl::StatusOr<MappedFile> file = MappedFile::open(file_path);
+  if (!file.ok()) return file.status();
+  absl::Status status;
+  if (text_of(*file).starts_with("GGUF")) {
+    status = checkpoint.load_gguf(*std::move(file), overrides);
+  } else if (text_of(*file).starts_with("version https://git-lfs")) {
+    status = absl::InvalidArgumentError(
+        absl::StrCat(file_path, ": only a Git LFS pointer; fetch the file itself (git lfs pull)"));
+  } else if (fs::path(file_path).extension() == ".safetensors") {
+    const std::string parent = fs::path(file_path).parent_path().string();
+    status = checkpoint.load_folder(parent.empty() ? "." : parent, file_path, overrides);
+  } else {
+    status = absl::InvalidArgumentError(
+        absl::StrCat(file_path, ": neither a GGUF nor a .safetensors file"));
+  }
+  if (!status.ok()) return status;
+  return checkpoint;
+}
+
+absl::Status Checkpoint::load_gguf(MappedFile file, const ConfigOverrides& overrides) {
+  absl::StatusOr<GgufFile> gguf = GgufFile::parse(file.bytes(), file.path());
+  if (!gguf.ok()) return gguf.status();
+  if (gguf->integer("split.count").value_or(1) > 1)
+    return absl::InvalidArgumentError(absl::StrCat(
+        file.path(), ": one part of a split model; join the parts with llama-gguf-split --merge"));
+  absl::StatusOr<LlamaConfig> config = config_from_gguf(*gguf, overrides);
+  if (!config.ok()) return config.status();
+  Directory directory;
+  for (const GgufTensor& tensor : gguf->tensors())
+    directory[std::string(tensor.name)] = {
+        gguf_type_name(tensor.type), gguf_weight_format(tensor.type), tensor.shape, tensor.data};
+  absl::StatusOr<ModelTensors> tensors = resolve(*config, directory, kGgufNames, file.path());
+  if (!tensors.ok()) return tensors.status();
+  config_ = *std::move(config);
+  config_.name = fs::path(file.path()).stem().string();
+  tensors_ = *std::move(tensors);
+  fingerprint_ = fingerprint_of(config_, directory);
+  gguf_ = *std::move(gguf);
+  files_.push_back(std::move(file));
+  return absl::OkStatus();
+}
+
+absl::Status Checkpoint::load_folder(const std::string& directory, const std::string& single_file,
+                                     const ConfigOverrides& overrides) {
+  const absl::StatusOr<MappedFile> json = MappedFile::open(directory + "/config.json");
+  if (!json.ok()) return json.status();
+  constexpr size_t kMaxConfigBytes = size_t{1} << 20;
+  if (json->bytes().size() > kMaxConfigBytes)
+    return absl::InvalidArgumentError(absl::StrCat(json->path(), ": too large for a config"));
+  absl::StatusOr<LlamaConfig> config = config_from_json(text_of(*json), json->path(), overrides);
+  if (!config.ok()) return config.status();
+  absl::StatusOr<SafetensorsFolder> folder =
+      single_file.empty() ? open_safetensors_folder(directory) : open_safetensors_file(single_file);
+  if (!folder.ok()) return folder.status();
+  Directory raw;
+  for (auto& [name, tensor] : folder->tensors)
+    raw[name] = {tensor.dtype, safetensors_weight_format(tensor.dtype), tensor.shape, tensor.data};
+  absl::StatusOr<ModelTensors> tensors = resolve(*config, raw, kFolderNames, directory);
+  if (!tensors.ok()) return tensors.status();
+  config_ = *std::move(config);
+  // "." and a trailing slash have no file name of their own.
+  std::error_code error;
+  config_.name = fs::canonical(directory, error).filename().string();
+  tensors_ = *std::move(tensors);
+  fingerprint_ = fingerprint_of(config_, raw);
+  directory_ = directory;
+  files_ = std::move(folder->files);
+  return absl::OkStatus();
+}
+
+int64_t Checkpoint::file_bytes() const {
+  int64_t total = 0;
+  for (const MappedFile& file : files_) total += static_cast<int64_t>(file.bytes().size());
+  return total;
+}
+
+void Checkpoint::drop_resident() const {
+  for (const MappedFile& file : files_) file.drop_resident();
+}
+
+}  // namespace annulus::parallel

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rank: one worker's share of the engine in one epoch: weights, KV store, communicators and the
+// shard state that it folds plans over. apply(plan) runs one step; the worker loop around it is ten
+// lines. One thread owns a Rank. Weights are shared and survive the epoch; everything else dies
+// with it. Errors: create() returns Status for what an operator can mend; apply() throws
+// DeviceError (peer lost, abort, deadline) and CHECKs plans that cannot be (digest mismatch,
+// unknown slot).
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "kernels/cpu/queue.h"
+#include "kernels/weight.h"
+#include "parallel/communicator.h"
+#include "parallel/model/config.h"
+#include "parallel/model/weights.h"
+#include "parallel/ring_policy.h"
+#include "parallel/sharding.h"
+#include "parallel/step.h"
+#include "parallel/topology.h"
+
+namespace annulus::parallel {
+
+struct RankOptions {
+  kernels::Precision precision =
+      kernels::Precision::kDefault;  // kF32: KV and activations in fp32 too
+  int64_t kv_capacity_rows =
+      0;  // KV rows this rank can hold; 0: what `context` needs spread over cp, plus 1/8
+  int64_t context = 0;  // served context; 0: the model's
+  int32_t page_tokens = 64;
+  int64_t workspace_limit_bytes = int64_t{256} << 20;
+  int32_t threads = 1;
+  kernels::CpuIsa isa = kernels::detect_cpu_isa();
+};
+
+// What the attention of a rank looks like to the policy.
+AttentionShape attention_shape(const LlamaConfig& config, const Topology& topology,
+                               kernels::Precision precision);
+
+class Rank {
+ public:
+  // `weights` are those of topology.tp_rank(world_rank). groups outlive the Rank.
+  static absl::StatusOr<std::unique_ptr<Rank>> create(const LlamaConfig& config,
+                                                      std::shared_ptr<const LlamaWeights> weights,
+                                                      Groups<kernels::CpuQueue> groups,
+                                                      Topology topology, int32_t world_rank,
+                                                      int64_t epoch, const RankOptions& options);
+  ~Rank();
+
+  // Collective over all ranks, about half a second: rates of this machine, the slowest rank's. The
+  // same numbers everywhere.
+  MachineProfile measure();
+
+  // One step. The plan was encoded for this rank. `deadline`: waits for peers later than this
+  // throw.
+  StepResult apply(const StepPlan& plan, std::chrono::steady_clock::time_point deadline);
+
+  // Any thread: what this rank is doing, for time-out messages and heartbeats. progress counts
+  // finished layers.
+  struct Breadcrumb {
+    int64_t step, progress;
+    int32_t layer;
+  };
+  Breadcrumb breadcrumb() const;
+
+  int64_t kv_capacity_rows() const;
+  const ShardState& state() const;
+
+ private:
+  struct Impl;
+  explicit Rank(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace annulus::parallel

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the flags of `annulus serve` mean, and defaults that depend on the machine. Plain data and
+// pure functions, but for looking at the environment. Used by the cli_ files and serve.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/cpu/queue.h"
+#include "kernels/weight.h"
+#include "parallel/model/config.h"
+#include "parallel/step.h"
+#include "parallel/topology.h"
+
+namespace annulus::server {
+
+struct ServeConfig {
+  std::string model;
+  parallel::Topology topology;
+  parallel::ConfigOverrides overrides;
+  std::string host = "127.0.0.1";
+  int port = 50051;
+  std::string ready_file;  // gets the port once ready
+  std::optional<parallel::Variant> attention;  // empty: auto
+  kernels::Precision precision = kernels::Precision::kDefault;
+  int threads = 0;  // a rank; 0: cores / ranks
+  kernels::CpuIsa isa = kernels::CpuIsa::kPortable;
+  bool local_workers = true;
+  std::string control_host = "127.0.0.1";
+  int control_port = 0;
+  std::string secret;  // "": drawn
+  bool debug_requests = false;
+  int chunk_tokens = 0;  // 0: the scheduler's choice
+  int max_step_ms = 500;
+  int max_running = 64;
+  int max_queue = 256;
+  int max_message_mib = 256;
+  int page_tokens = 64;
+  int64_t kv_rows = 0;  // a rank; 0: what the context needs
+  int workspace_mib = 256;
+  double drain_timeout_s = 30;
+  double orphan_timeout_s = 60;
+  std::string log_level = "info";
+};
+
+// $XDG_CACHE_HOME or ~/.cache, then annulus/models/SmolLM2-135M-Instruct.Q4_1.gguf.
+std::string default_model_path();
+
+// Cores this process may run on.
+std::vector<int> allowed_cores();
+
+// cores / ranks, at least 1.
+int default_threads(int ranks, int cores);
+
+// The cores of each rank where every thread can have its own, else empty lists: not pinned.
+std::vector<std::vector<int>> cores_of_ranks(int ranks, int threads, const std::vector<int>& cores);
+
+absl::StatusOr<kernels::Precision> parse_precision(const std::string& text);
+const char* name(kernels::Precision precision);
+absl::StatusOr<std::optional<parallel::Variant>> parse_attention(const std::string& text);
+
+// Of the arguments for `annulus worker`: everything but --connect, --rank and the secret.
+std::vector<std::string> worker_flags(const ServeConfig& config);
+
+// As a shell would need it.
+std::string shell_command(const std::vector<std::string>& arguments);
+
+// 128 random bits in hex.
+std::string draw_secret();
+
+// To stderr, "HH:MM:SS.mmm level [who] line". False: no such level.
+bool set_up_logging(const std::string& who, const std::string& level);
+
+}  // namespace annulus::server

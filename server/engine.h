@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// Engine: one thread between the requests and the ranks. Takes requests from a bounded queue, lets
+// the scheduler make plans (two in flight), turns answers into token events with text, finds stops,
+// and undoes what was computed past them. Public methods may be called from any thread and do not
+// block on the ranks; sinks are called from the engine thread.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "parallel/model/config.h"
+#include "server/rank_link.h"
+#include "server/request.h"
+#include "server/tokenizer/tokenizer.h"
+
+namespace annulus::server {
+
+struct EngineOptions {
+  int64_t context = 0;          // served context; 0: the model's
+  int32_t max_running = 64;     // sequences in a step
+  int32_t max_queue = 256;      // waiting requests; one more is RESOURCE_EXHAUSTED
+  int32_t max_sessions = 64;    // idle sessions kept; the least recently used goes first
+  int32_t max_step_ms = 500;    // the largest chunk predicted to stay under it is taken
+  int32_t chunk_tokens = 0;     // > 0: this chunk instead
+  bool debug_requests = false;  // requests may set variant and chunk_tokens
+  std::optional<parallel::Variant> variant;  // --attention; empty: auto
+};
+
+struct RankStatus {
+  RankInfo info;
+  int64_t kv_rows = 0, kv_bytes = 0, resident_bytes = 0, workspace_peak_bytes = 0;
+  double step_us = 0, idle_us = 0;
+};
+
+struct ClusterStatus {
+  bool serving = false;
+  std::string why_not;  // "waiting for ranks 1, 3", "rank 2 lost: ..."
+  int64_t epoch = 0;
+  parallel::Topology topology;
+  parallel::MachineProfile profile;
+  int64_t kv_capacity_rows = 0;  // per rank
+  std::vector<RankStatus> ranks;
+  int64_t steps[parallel::kVariants] = {0, 0, 0};  // groups run by variant, this epoch
+  int64_t steps_total = 0, decode_steps = 0;
+  int64_t plans_ahead =
+      0;  // decode steps whose successor was already at the ranks when they ended (all ranks)
+  int64_t requests_running = 0, requests_waiting = 0, sessions = 0;
+};
+
+class Engine {
+ public:
+  // tokenizer may be null: then tokens have no text and stop strings are refused. Owns the link.
+  Engine(const parallel::LlamaConfig& config, std::shared_ptr<const Tokenizer> tokenizer,
+         std::unique_ptr<RankLink> link, const EngineOptions& options);
+  ~Engine();  // cancels what runs
+
+  // Error: the request is refused and the sink is never called (INVALID_ARGUMENT,
+  // RESOURCE_EXHAUSTED, UNAVAILABLE...). Otherwise the id for cancel(); the sink gets Accepted
+  // first and Finished or Failed last.
+  absl::StatusOr<int64_t> submit(GenerateRequest request, EventSink sink);
+  void cancel(int64_t id);
+
+  // Drops a session's tokens from position `length` on; NOT_FOUND, FAILED_PRECONDITION while it
+  // runs. length 0 closes it.
+  absl::Status rewind_session(const std::string& session, int64_t length);
+  absl::StatusOr<std::vector<int32_t>> session_tokens(const std::string& session) const;
+
+  ClusterStatus status() const;
+  int64_t context() const;
+  // Called with true when ranks are ready, false when an epoch is lost; from the engine thread.
+  void on_serving(std::function<void(bool)> callback);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace annulus::server

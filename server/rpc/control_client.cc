@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/rpc/control_client.h"
+
+#include <grpcpp/create_channel.h>
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+#include <mutex>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "annulus/v1/worker.grpc.pb.h"
+
+namespace annulus::server {
+
+struct ControlClient::Impl {
+  std::shared_ptr<grpc::Channel> channel;
+  std::unique_ptr<v1::Control::Stub> stub;
+  grpc::ClientContext context;
+  std::unique_ptr<grpc::ClientReaderWriter<v1::WorkerMessage, v1::FrontMessage>> stream;
+  std::mutex write_mutex;
+};
+
+ControlClient::ControlClient(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+ControlClient::~ControlClient() {
+  cancel();
+  v1::FrontMessage rest;
+  while (impl_->stream->Read(&rest)) {
+  }
+  impl_->stream->Finish();
+}
+
+absl::StatusOr<std::unique_ptr<ControlClient>> ControlClient::connect(const std::string& address,
+                                                                      int64_t max_message_bytes,
+                                                                      absl::Duration patience) {
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(static_cast<int>(
+      std::min<int64_t>(max_message_bytes, std::numeric_limits<int>::max())));
+  // A front end whose host is cut off sends no reset: pings find out.
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 2000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 3000);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  // Channels with equal arguments share connections and their back-off; every attachment is its own.
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  auto impl = std::make_unique<Impl>();
+  impl->channel =
+      grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  if (!impl->channel->WaitForConnected(std::chrono::system_clock::now() +
+                                       absl::ToChronoMilliseconds(patience))) {
+    return absl::UnavailableError(absl::StrCat("no front end answers at ", address));
+  }
+  impl->stub = v1::Control::NewStub(impl->channel);
+  impl->stream = impl->stub->Attach(&impl->context);
+  return std::unique_ptr<ControlClient>(new ControlClient(std::move(impl)));
+}
+
+bool ControlClient::read(v1::FrontMessage* message) { return impl_->stream->Read(message); }
+
+bool ControlClient::write(const v1::WorkerMessage& message) {
+  const std::lock_guard lock(impl_->write_mutex);
+  return impl_->stream->Write(message);
+}
+
+void ControlClient::say_goodbye() {
+  const std::lock_guard lock(impl_->write_mutex);
+  impl_->stream->WritesDone();
+}
+
+void ControlClient::cancel() { impl_->context.TryCancel(); }
+
+}  // namespace annulus::server

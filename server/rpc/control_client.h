@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// A worker's end of the control plane: one stream of messages both ways, blocking. One thread reads;
+// any thread writes or cancels. Owned by the worker, one per attachment.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "annulus/v1/worker.pb.h"
+
+namespace annulus::server {
+
+class ControlClient {
+ public:
+  // Unavailable: nobody answers at `address` within `patience`.
+  static absl::StatusOr<std::unique_ptr<ControlClient>> connect(const std::string& address,
+                                                                int64_t max_message_bytes,
+                                                                absl::Duration patience);
+  ~ControlClient();  // cancels
+
+  bool read(v1::FrontMessage* message);         // false: the stream is over
+  bool write(const v1::WorkerMessage& message);  // false: the stream is over
+  void say_goodbye();  // no more writes; the front end then ends the stream
+  void cancel();
+
+ private:
+  struct Impl;
+  explicit ControlClient(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace annulus::server

@@ -1,0 +1,410 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/rpc/coordinator.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "server/rpc/profile.h"
+
+namespace annulus::server {
+
+namespace {
+
+using std::chrono::duration;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr seconds kSilence{3};          // without a heartbeat: lost
+constexpr seconds kStartSilence{60};    // without news while an epoch starts: lost
+constexpr seconds kStepGrace{2};        // a rank's own deadline comes first: it knows which hop
+constexpr milliseconds kFailureGrace{150};
+constexpr seconds kYoung{10};
+constexpr milliseconds kFirstBackOff{100};
+constexpr int32_t kMaxDoublings = 6;  // 6.4 s
+
+double seconds_between(EpochCoordinator::Time from, EpochCoordinator::Time to) {
+  return duration<double>(to - from).count();
+}
+
+// Time does not depend on where secrets begin to differ.
+bool same_secret(const std::string& a, const std::string& b) {
+  if (a.size() != b.size()) return false;
+  unsigned difference = 0;
+  for (size_t i = 0; i < a.size(); ++i) difference |= static_cast<unsigned>(a[i] ^ b[i]);
+  return difference == 0;
+}
+
+std::string one_decimal(double value) { return absl::StrCat(std::round(value * 10) / 10); }
+
+}  // namespace
+
+EpochCoordinator::EpochCoordinator(EpochPlan plan)
+    : plan_(std::move(plan)), by_rank_(static_cast<size_t>(plan_.topology.world()), 0) {}
+
+void EpochCoordinator::start(Time now) {
+  started_ = true;
+  begin_if_complete(now);
+}
+
+void EpochCoordinator::attached(WorkerId worker, Time now) {
+  Worker& entry = workers_[worker];
+  entry.heard = now;
+  entry.moved = now;
+}
+
+void EpochCoordinator::received(WorkerId id, const v1::WorkerMessage& message, Time now) {
+  const auto it = workers_.find(id);
+  if (it == workers_.end()) return;  // was refused or declared lost
+  Worker& worker = it->second;
+  worker.heard = now;
+  if (!worker.registered && message.message_case() != v1::WorkerMessage::kRegister) {
+    return refuse(id, "the first message must be Register", now);
+  }
+  switch (message.message_case()) {
+    case v1::WorkerMessage::kRegister:
+      return on_register(id, worker, message.register_(), now);
+    case v1::WorkerMessage::kLoadProgress:
+      worker.moved = now;
+      return;
+    case v1::WorkerMessage::kDataAddress:
+      return on_address(worker, message.data_address(), now);
+    case v1::WorkerMessage::kReady:
+      return on_ready(id, worker, message.ready(), now);
+    case v1::WorkerMessage::kHeartbeat:
+      worker.heartbeat = message.heartbeat();
+      return;
+    case v1::WorkerMessage::kFailure:
+      if (message.failure().epoch() == epoch_ && phase_ != Phase::kWaiting && !failure_) {
+        failure_ = PendingFailure{absl::StrCat(describe(worker), ": ", message.failure().what()),
+                                  now + kFailureGrace};
+      }
+      return;
+    case v1::WorkerMessage::kAnswer:
+      return on_answer(id, worker, message.answer(), now);
+    case v1::WorkerMessage::MESSAGE_NOT_SET:
+      return;
+  }
+}
+
+void EpochCoordinator::on_register(WorkerId id, Worker& worker, const v1::Register& message,
+                                   Time now) {
+  const int32_t world = plan_.topology.world();
+  if (worker.registered) return refuse(id, "registered twice", now);
+  if (message.build() != plan_.build) {
+    return refuse(id, absl::StrCat("this worker is annulus ", message.build(),
+                                   ", the front end is ", plan_.build, ": run the same build"), now);
+  }
+  if (!same_secret(message.secret(), plan_.secret)) {
+    return refuse(id, "wrong secret: give the worker the --secret of its front end", now);
+  }
+  if (message.model_fingerprint() != plan_.model_fingerprint) {
+    return refuse(id,
+                  "this worker holds another model than the front end: give it the same --model, "
+                  "--rope-theta and --rope-scaling", now);
+  }
+  int32_t rank = message.wanted_rank();
+  if (rank >= world) {
+    return refuse(id, absl::StrCat("there is no rank ", rank, ": this job has ranks 0 to ",
+                                   world - 1), now);
+  }
+  if (rank < 0) {
+    const auto free = std::find(by_rank_.begin(), by_rank_.end(), 0);
+    if (free == by_rank_.end()) return refuse(id, absl::StrCat("all ", world, " ranks are taken"), now);
+    rank = static_cast<int32_t>(free - by_rank_.begin());
+  }
+  WorkerId& holder = by_rank_[static_cast<size_t>(rank)];
+  if (holder != 0) {
+    const Worker& other = workers_.at(holder);
+    // The same process on a new stream: the old one broke unseen.
+    if (other.info.pid == message.pid() && other.info.host == message.host()) {
+      lose(holder, "it attached again on another stream", /*stuck=*/false, now);
+    } else {
+      return refuse(id, absl::StrCat("rank ", rank, " is taken by ", describe(other)), now);
+    }
+  }
+  worker.registered = true;
+  worker.rank = rank;
+  worker.info = {.world_rank = rank,
+                 .host = message.host().substr(0, 256),
+                 .pid = message.pid(),
+                 .cpu_isa = message.cpu_isa().substr(0, 64),
+                 .threads = message.threads()};
+  by_rank_[static_cast<size_t>(rank)] = id;
+  spdlog::info("{} attached ({} threads, {})", describe(worker), worker.info.threads,
+               worker.info.cpu_isa);
+  begin_if_complete(now);
+}
+
+void EpochCoordinator::on_address(Worker& worker, const v1::DataAddress& message, Time now) {
+  if (message.epoch() != epoch_ || phase_ != Phase::kLoading) return;
+  worker.address = message.address();
+  worker.info.weight_bytes = message.weight_bytes();
+  worker.done = true;
+  worker.moved = now;
+  if (!all_done()) return;
+  v1::FrontMessage out;
+  out.mutable_peers()->set_epoch(epoch_);
+  for (const WorkerId id : by_rank_) out.mutable_peers()->add_addresses(workers_.at(id).address);
+  next_phase(Phase::kMeeting, now);
+  broadcast(out);
+}
+
+void EpochCoordinator::on_ready(WorkerId id, Worker& worker, const v1::Ready& message, Time now) {
+  if (message.epoch() != epoch_ || phase_ != Phase::kMeeting) return;
+  const auto profile = profile_from_values(
+      {message.profile().values().begin(), message.profile().values().end()});
+  if (!profile.ok() || message.kv_capacity_rows() < 1) {
+    return lose(id,
+                profile.ok() ? "it has room for no KV at all"
+                             : std::string(profile.status().message()),
+                /*stuck=*/false, now);
+  }
+  worker.profile = *profile;
+  worker.kv_capacity_rows = message.kv_capacity_rows();
+  worker.done = true;
+  worker.moved = now;
+  if (!all_done()) return;
+
+  EpochReady ready;
+  ready.epoch = epoch_;
+  ready.topology = plan_.topology;
+  ready.policy = plan_.policy;
+  ready.policy.cp = plan_.topology.cp;
+  ready.policy.profile = workers_.at(by_rank_.front()).profile;
+  ready.kv_capacity_rows = worker.kv_capacity_rows;
+  for (const WorkerId other : by_rank_) {
+    const Worker& entry = workers_.at(other);
+    ready.kv_capacity_rows = std::min(ready.kv_capacity_rows, entry.kv_capacity_rows);
+    ready.ranks.push_back(entry.info);
+  }
+  next_phase(Phase::kRunning, now);
+  failed_starts_ = 0;
+  epoch_began_ = now;
+  v1::FrontMessage out;
+  out.mutable_start()->set_epoch(epoch_);
+  broadcast(out);
+  spdlog::info("epoch {} is ready: tp {} x cp {}, KV for {} tokens a rank", epoch_,
+               plan_.topology.tp, plan_.topology.cp, ready.kv_capacity_rows);
+  effects_.events.emplace_back(std::move(ready));
+}
+
+void EpochCoordinator::on_answer(WorkerId id, Worker& worker, const v1::StepAnswer& message,
+                                 Time now) {
+  if (message.epoch() != epoch_ || phase_ != Phase::kRunning) return;  // of an epoch that is over
+  auto result = parallel::decode_result(message.result());
+  if (!result.ok()) {
+    return lose(id, absl::StrCat("its answer does not parse: ", result.status().message()),
+                /*stuck=*/false, now);
+  }
+  const auto flight =
+      std::find_if(flights_.begin(), flights_.end(),
+                   [&](const Flight& entry) { return entry.step == result->step; });
+  const auto rank = static_cast<size_t>(worker.rank);
+  if (flight == flights_.end() || flight->answered[rank] || result->world_rank != worker.rank ||
+      result->epoch != epoch_) {
+    return lose(id, absl::StrCat("it answered step ", result->step, ", which it was not asked"),
+                /*stuck=*/false, now);
+  }
+  flight->answered[rank] = true;
+  effects_.events.emplace_back(RankAnswer{*std::move(result)});
+  while (!flights_.empty() &&
+         std::all_of(flights_.front().answered.begin(), flights_.front().answered.end(),
+                     [](bool answered) { return answered; })) {
+    flights_.pop_front();
+    if (!flights_.empty()) flights_.front().since = now;
+  }
+}
+
+void EpochCoordinator::closed(WorkerId worker, Time now) {
+  lose(worker, "its stream broke (the process ended or its host is cut off)", /*stuck=*/false, now);
+}
+
+void EpochCoordinator::tick(Time now) {
+  std::vector<std::pair<WorkerId, std::string>> lost;
+  for (const auto& [id, worker] : workers_) {
+    if (now - worker.heard > kSilence) {
+      lost.emplace_back(id, absl::StrCat("no heartbeat for ",
+                                         one_decimal(seconds_between(worker.heard, now)), " s"));
+    } else if ((phase_ == Phase::kLoading || phase_ == Phase::kMeeting) && worker.registered &&
+               !worker.done && now - worker.moved > kStartSilence) {
+      lost.emplace_back(id, absl::StrCat("no news for ", kStartSilence.count(), " s while epoch ",
+                                         epoch_, " started"));
+    }
+  }
+  for (const auto& [id, why] : lost) lose(id, why, /*stuck=*/true, now);
+
+  if (failure_ && now >= failure_->until) end_epoch(std::string(failure_->why), now);
+  if (phase_ == Phase::kRunning && !flights_.empty()) {
+    const Flight& oldest = flights_.front();
+    const double taken_s = seconds_between(oldest.since, now);
+    if (taken_s > oldest.deadline_s + duration<double>(kStepGrace).count()) {
+      end_epoch(absl::StrCat("step ", oldest.step, " passed its deadline of ",
+                             one_decimal(oldest.deadline_s), " s; no answer from ",
+                             late_ranks(oldest)),
+                now);
+    }
+  }
+  begin_if_complete(now);
+}
+
+void EpochCoordinator::send_plan(const parallel::StepPlan& plan,
+                                 const parallel::ShardState& before, double expected_us, Time now) {
+  if (phase_ != Phase::kRunning || plan.epoch != epoch_) return;
+  const double limit_s = deadline_s(expected_us);
+  flights_.push_back({.step = plan.step,
+                      .deadline_s = limit_s,
+                      .since = now,
+                      .answered = std::vector<bool>(by_rank_.size(), false)});
+  for (int32_t cp_rank = 0; cp_rank < plan_.topology.cp; ++cp_rank) {
+    v1::FrontMessage out;
+    out.mutable_plan()->set_epoch(epoch_);
+    out.mutable_plan()->set_deadline_s(limit_s);
+    out.mutable_plan()->set_plan(
+        parallel::encode(parallel::plan_for_rank(before, plan, cp_rank)));
+    for (int32_t tp_rank = 0; tp_rank < plan_.topology.tp; ++tp_rank) {
+      const auto rank = static_cast<size_t>(plan_.topology.world_rank(tp_rank, cp_rank));
+      effects_.messages.push_back({by_rank_[rank], out});
+    }
+  }
+}
+
+void EpochCoordinator::shutdown() {
+  ending_ = true;
+  phase_ = Phase::kWaiting;
+  v1::FrontMessage out;
+  out.mutable_shutdown();
+  broadcast(out);
+}
+
+EpochCoordinator::Effects EpochCoordinator::take() { return std::exchange(effects_, {}); }
+
+EpochCoordinator::Status EpochCoordinator::status() const {
+  Status out{.epoch = epoch_,
+             .running = phase_ == Phase::kRunning,
+             .waiting_for = {},
+             .failed_starts = failed_starts_,
+             .last_end = last_end_};
+  std::vector<size_t> missing;
+  for (size_t rank = 0; rank < by_rank_.size(); ++rank) {
+    const WorkerId id = by_rank_[rank];
+    const bool starting = phase_ == Phase::kLoading || phase_ == Phase::kMeeting;
+    if (id == 0 || (starting && !workers_.at(id).done)) missing.push_back(rank);
+  }
+  if (!missing.empty()) {
+    out.waiting_for = absl::StrCat(
+        missing.size() == 1 ? "rank " : "ranks ", absl::StrJoin(missing, ", "),
+        phase_ == Phase::kWaiting   ? " to attach"
+        : phase_ == Phase::kLoading ? " to load weights"
+                                    : " to meet the others");
+  }
+  return out;
+}
+
+void EpochCoordinator::refuse(WorkerId id, const std::string& why, Time now) {
+  spdlog::warn("a worker was refused: {}", why);
+  v1::FrontMessage out;
+  out.mutable_refused()->set_why(why);
+  effects_.messages.push_back({id, std::move(out)});
+  lose(id, why, /*stuck=*/false, now);
+}
+
+void EpochCoordinator::begin_if_complete(Time now) {
+  if (!started_ || ending_ || phase_ != Phase::kWaiting || now < next_epoch_) return;
+  if (std::find(by_rank_.begin(), by_rank_.end(), 0) != by_rank_.end()) return;
+  ++epoch_;
+  epoch_began_ = now;
+  next_phase(Phase::kLoading, now);
+  for (size_t rank = 0; rank < by_rank_.size(); ++rank) {
+    v1::FrontMessage out;
+    v1::Assignment* assignment = out.mutable_assignment();
+    assignment->set_epoch(epoch_);
+    assignment->set_world_rank(static_cast<int32_t>(rank));
+    assignment->set_tp(plan_.topology.tp);
+    assignment->set_cp(plan_.topology.cp);
+    assignment->set_precision(plan_.precision);
+    assignment->set_context(plan_.context);
+    assignment->set_kv_capacity_rows(plan_.kv_capacity_rows);
+    assignment->set_page_tokens(plan_.page_tokens);
+    assignment->set_workspace_limit_bytes(plan_.workspace_limit_bytes);
+    effects_.messages.push_back({by_rank_[rank], std::move(out)});
+  }
+}
+
+bool EpochCoordinator::all_done() const {
+  return std::all_of(by_rank_.begin(), by_rank_.end(),
+                     [&](WorkerId id) { return id != 0 && workers_.at(id).done; });
+}
+
+void EpochCoordinator::next_phase(Phase phase, Time now) {
+  phase_ = phase;
+  for (auto& [id, worker] : workers_) {
+    worker.done = false;
+    worker.moved = now;
+  }
+}
+
+void EpochCoordinator::lose(WorkerId id, const std::string& why, bool stuck, Time now) {
+  const auto node = workers_.extract(id);
+  if (node.empty()) return;
+  effects_.close.push_back(id);
+  const Worker& worker = node.mapped();
+  if (!worker.registered) return;
+  by_rank_[static_cast<size_t>(worker.rank)] = 0;
+  if (stuck) effects_.stuck_pids.push_back(worker.info.pid);
+  if (ending_) return;
+  const std::string line = absl::StrCat(describe(worker), " was lost: ", why);
+  if (phase_ == Phase::kWaiting) {
+    spdlog::warn("{}", line);
+  } else {
+    end_epoch(line, now);
+  }
+}
+
+void EpochCoordinator::end_epoch(const std::string& why, Time now) {
+  spdlog::warn("epoch {} ended: {}", epoch_, why);
+  const bool ran = phase_ == Phase::kRunning;
+  phase_ = Phase::kWaiting;
+  failure_.reset();
+  flights_.clear();
+  last_end_ = why;
+  if (!ran) ++failed_starts_;
+  young_ends_ = now - epoch_began_ < kYoung ? young_ends_ + 1 : 0;
+  // The first loss is answered at once; a fault that stays must not spin.
+  next_epoch_ = young_ends_ <= 1
+                    ? now
+                    : now + kFirstBackOff * (1 << std::min(young_ends_ - 1, kMaxDoublings));
+  v1::FrontMessage out;
+  out.mutable_abort_epoch()->set_epoch(epoch_);
+  out.mutable_abort_epoch()->set_why(why);
+  broadcast(out);
+  effects_.events.emplace_back(EpochLost{epoch_, why});
+}
+
+void EpochCoordinator::broadcast(const v1::FrontMessage& message) {
+  for (const WorkerId id : by_rank_) {
+    if (id != 0) effects_.messages.push_back({id, message});
+  }
+}
+
+std::string EpochCoordinator::describe(const Worker& worker) const {
+  return absl::StrCat("rank ", worker.rank, " (pid ", worker.info.pid, " on ", worker.info.host,
+                      ")");
+}
+
+std::string EpochCoordinator::late_ranks(const Flight& flight) const {
+  std::vector<std::string> late;
+  for (size_t rank = 0; rank < by_rank_.size(); ++rank) {
+    if (flight.answered[rank] || by_rank_[rank] == 0) continue;
+    const Worker& worker = workers_.at(by_rank_[rank]);
+    late.push_back(absl::StrCat(describe(worker), ", in step ", worker.heartbeat.step(), " layer ",
+                                worker.heartbeat.layer()));
+  }
+  return absl::StrJoin(late, "; ");
+}
+
+}  // namespace annulus::server

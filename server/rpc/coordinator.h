@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// The front end's half of the control protocol (proto/annulus/v1/worker.proto) as a state machine:
+// who is attached, which rank each one is, how far the epoch has come, which steps are in flight. No
+// clock, no locks, no I/O: times and messages come in, effects go out through take(). Used by
+// ControlService, which carries the messages.
+//   waiting -> (all ranks attached) loading -> (all addresses) meeting -> (all ready) running
+// Any of them ends in waiting when a worker is lost (stream broken, silent for 3 s, no news while it
+// loads), fails, or a step passes its deadline. The next epoch begins as soon as all ranks are
+// attached again, after a back-off where epochs keep ending young.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "annulus/v1/worker.pb.h"
+#include "server/rank_link.h"
+
+namespace annulus::server {
+
+struct EpochPlan {  // what every epoch of this front end is
+  parallel::Topology topology;
+  std::string build;
+  std::string secret;
+  uint64_t model_fingerprint = 0;
+  parallel::PolicyInput policy;  // its profile is measured
+  std::string precision;
+  int64_t context = 0;
+  int64_t kv_capacity_rows = 0;
+  int32_t page_tokens = 64;
+  int64_t workspace_limit_bytes = int64_t{256} << 20;
+};
+
+class EpochCoordinator {
+ public:
+  using Time = std::chrono::steady_clock::time_point;
+  using WorkerId = int64_t;  // one per stream
+
+  struct Outgoing {
+    WorkerId to;
+    v1::FrontMessage message;
+  };
+  struct Effects {
+    std::vector<Outgoing> messages;
+    std::vector<WorkerId> close;    // end these streams, once their messages are written
+    std::vector<LinkEvent> events;  // for the engine
+    std::vector<int64_t> stuck_pids;  // lost while their streams still stood: stopped or hung
+  };
+  struct Status {
+    int64_t epoch = 0;
+    bool running = false;
+    std::string waiting_for;      // "ranks 1, 3 to attach"
+    int64_t failed_starts = 0;    // epochs in a row that ended before they ran
+    std::string last_end;         // why the last epoch ended
+  };
+
+  explicit EpochCoordinator(EpochPlan plan);
+
+  void start(Time now);  // from now on epochs may begin
+  void attached(WorkerId worker, Time now);
+  void received(WorkerId worker, const v1::WorkerMessage& message, Time now);
+  void closed(WorkerId worker, Time now);
+  void tick(Time now);  // every 50 ms or so
+  // Sends nothing if the plan's epoch is over.
+  void send_plan(const parallel::StepPlan& plan, const parallel::ShardState& before,
+                 double expected_us, Time now);
+  void shutdown();  // tells every worker to end
+
+  Effects take();
+  Status status() const;
+
+  // A step may take 10 times what was predicted, and 10 s.
+  static double deadline_s(double expected_us) { return 10 * expected_us * 1e-6 + 10; }
+
+ private:
+  enum class Phase { kWaiting, kLoading, kMeeting, kRunning };
+  struct Worker {
+    bool registered = false;
+    int32_t rank = -1;  // world rank
+    RankInfo info;
+    Time heard;        // last message of any kind
+    Time moved;        // last message that brought the epoch's start nearer
+    bool done = false;  // with the present phase
+    std::string address;
+    parallel::MachineProfile profile;
+    int64_t kv_capacity_rows = 0;
+    v1::Heartbeat heartbeat;
+  };
+  struct Flight {
+    int64_t step = 0;
+    double deadline_s = 0;
+    Time since;  // when it became the oldest
+    std::vector<bool> answered;
+  };
+  struct PendingFailure {
+    std::string why;
+    Time until;  // a broken stream that shows up before then is the better explanation
+  };
+
+  void on_register(WorkerId id, Worker& worker, const v1::Register& message, Time now);
+  void on_address(Worker& worker, const v1::DataAddress& message, Time now);
+  void on_ready(WorkerId id, Worker& worker, const v1::Ready& message, Time now);
+  void on_answer(WorkerId id, Worker& worker, const v1::StepAnswer& message, Time now);
+  void refuse(WorkerId id, const std::string& why, Time now);
+  void begin_if_complete(Time now);
+  bool all_done() const;
+  void next_phase(Phase phase, Time now);
+  void lose(WorkerId id, const std::string& why, bool stuck, Time now);
+  void end_epoch(const std::string& why, Time now);
+  void broadcast(const v1::FrontMessage& message);
+  std::string describe(const Worker& worker) const;
+  std::string late_ranks(const Flight& flight) const;
+
+  const EpochPlan plan_;
+  std::map<WorkerId, Worker> workers_;
+  std::vector<WorkerId> by_rank_;  // 0: nobody
+  bool started_ = false, ending_ = false;
+  Phase phase_ = Phase::kWaiting;
+  int64_t epoch_ = 0;
+  Time epoch_began_{}, next_epoch_{};
+  int32_t young_ends_ = 0;  // epochs in a row that ended soon after they began
+  int64_t failed_starts_ = 0;
+  std::string last_end_;
+  std::optional<PendingFailure> failure_;
+  std::deque<Flight> flights_;  // by step
+  Effects effects_;
+};
+
+}  // namespace annulus::server

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/rpc/generate_reactor.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/rpc/status_map.h"
+#include "server/rpc/wire.h"
+
+namespace annulus::server {
+
+GenerateReactor* GenerateReactor::start(ServiceCore& core, const grpc::ByteBuffer* request) {
+  std::shared_ptr<GenerateReactor> reactor(new GenerateReactor(core));
+  reactor->self_ = reactor;
+  if (core.draining) {
+    reactor->close_with(
+        absl::UnavailableError("this server is shutting down: send the request to another"));
+  } else if (!core.pool.post([reactor, request] { reactor->admit(*request); })) {
+    reactor->close_with(
+        absl::ResourceExhaustedError("too many requests wait to be tokenised: try again later"));
+  }
+  return reactor.get();
+}
+
+void GenerateReactor::admit(const grpc::ByteBuffer& request) {
+  if (is_cancelled()) return close_with(absl::CancelledError("cancelled by the client"));
+  const auto proto = parse<v1::GenerateRequest>(request);
+  if (!proto.ok()) return close_with(proto.status());
+  auto converted = to_request(*proto, core_.tokenizer.get(), core_.config.vocab);
+  if (!converted.ok()) return close_with(converted.status());
+  context_ = {.seed = converted->sampling.seed, .logprobs = converted->top_logprobs >= 0};
+
+  const auto id = core_.engine.submit(
+      *std::move(converted),
+      [self = shared_from_this()](Event event) { self->push(std::move(event)); });
+  if (!id.ok()) return close_with(id.status());
+  {
+    const std::lock_guard lock(mutex_);
+    id_ = *id;
+  }
+  if (is_cancelled()) core_.engine.cancel(*id);  // meanwhile, when the id was not known
+}
+
+bool GenerateReactor::is_cancelled() {
+  const std::lock_guard lock(mutex_);
+  return cancelled_;
+}
+
+void GenerateReactor::push(Event event) {
+  bool overflow = false;
+  bool write = false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (closed_) return;
+    if (const auto* failed = std::get_if<Failed>(&event)) {
+      closed_ = true;
+      final_ = failed->status;
+    } else {
+      closed_ = std::holds_alternative<Finished>(event);
+      outbox_bytes_ += event_bytes(event);
+      outbox_.push_back(std::move(event));
+      overflow = !closed_ && (outbox_bytes_ > core_.outbox.max_bytes ||
+                              static_cast<int64_t>(outbox_.size()) > core_.outbox.max_events);
+    }
+    if (overflow) {
+      closed_ = true;
+      final_ = absl::ResourceExhaustedError(
+          absl::StrCat("the answer was read too slowly: ", outbox_.size(),
+                       " events waited, so the request was ended"));
+      outbox_.clear();
+      outbox_bytes_ = 0;
+    }
+    write = !std::exchange(writing_, true);
+  }
+  if (overflow) cancel_request();
+  if (write) write_next();
+}
+
+void GenerateReactor::close_with(absl::Status status) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (closed_) return;
+    closed_ = true;
+    final_ = std::move(status);
+    if (writing_) return;
+    writing_ = true;
+  }
+  write_next();
+}
+
+void GenerateReactor::cancel_request() {
+  int64_t id = -1;
+  {
+    const std::lock_guard lock(mutex_);
+    cancelled_ = true;
+    id = id_;
+  }
+  if (id >= 0) core_.engine.cancel(id);
+}
+
+void GenerateReactor::write_next() {
+  Event event;
+  bool more = false;
+  bool last = false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (outbox_.empty()) {
+      if (!closed_) {
+        writing_ = false;
+        return;
+      }
+      last = true;
+    } else {
+      event = std::move(outbox_.front());
+      outbox_.pop_front();
+      outbox_bytes_ -= event_bytes(event);
+      more = !outbox_.empty();
+    }
+  }
+  if (last) return Finish(to_grpc(final_));  // writing_ stays: nothing follows
+  message_ = serialise(to_proto(event, context_));
+  grpc::WriteOptions options;
+  if (more) options.set_buffer_hint();  // the next one goes into the same packet
+  StartWrite(&message_, options);
+}
+
+void GenerateReactor::OnWriteDone(bool ok) {
+  if (!ok) {
+    {
+      const std::lock_guard lock(mutex_);
+      outbox_.clear();
+      outbox_bytes_ = 0;
+      if (!closed_) final_ = absl::CancelledError("the client is gone");
+      closed_ = true;
+    }
+    cancel_request();
+  }
+  write_next();
+}
+
+void GenerateReactor::OnCancel() { cancel_request(); }
+
+void GenerateReactor::OnDone() { self_.reset(); }
+
+}  // namespace annulus::server

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/rpc/listen.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+
+namespace annulus::server {
+
+std::string join_host_port(const std::string& host, int port) {
+  const bool bare_ipv6 = host.find(':') != std::string::npos && host.front() != '[';
+  return bare_ipv6 ? absl::StrCat("[", host, "]:", port) : absl::StrCat(host, ":", port);
+}
+
+absl::StatusOr<Listening> listen(const std::string& host, int port, int64_t max_message_bytes,
+                                 const std::vector<grpc::Service*>& services) {
+  const auto max_bytes = static_cast<int>(
+      std::min<int64_t>(max_message_bytes, std::numeric_limits<int>::max()));
+  Listening out;
+  grpc::ServerBuilder builder;
+  builder.SetMaxReceiveMessageSize(max_bytes);
+  builder.SetMaxSendMessageSize(-1);
+  // Two servers that share a port would each get a part of the clients.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 500);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
+  const std::string address = join_host_port(host, port);
+  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &out.port);
+  for (grpc::Service* service : services) builder.RegisterService(service);
+  out.server = builder.BuildAndStart();
+  if (out.server == nullptr || out.port == 0) {
+    return absl::UnavailableError(
+        absl::StrCat("cannot listen on ", address,
+                     ": the port is taken or the address is not this machine's (port 0 takes any "
+                     "free one)"));
+  }
+  return out;
+}
+
+}  // namespace annulus::server

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/rpc/public_server.h"
+
+#include <google/protobuf/stubs/logging.h>
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+
+#include <chrono>
+#include <utility>
+
+#include "server/rpc/health_service.h"
+#include "server/rpc/inference_service.h"
+#include "server/rpc/listen.h"
+
+namespace annulus::server {
+
+namespace {
+
+constexpr size_t kMaxTasks = 1024;
+
+}  // namespace
+
+struct PublicServer::Impl {
+  Impl(Engine& engine, std::shared_ptr<const Tokenizer> tokenizer,
+       const parallel::LlamaConfig& config, const ModelFacts& facts,
+       const PublicServerOptions& options)
+      : core{.engine = engine,
+             .tokenizer = std::move(tokenizer),
+             .config = config,
+             .facts = facts,
+             .outbox = options.outbox,
+             .pool = TaskPool(options.tokenizer_threads, kMaxTasks)},
+        inference(core) {}
+
+  ServiceCore core;
+  InferenceService inference;
+  HealthService health;
+  Listening listening;
+};
+
+PublicServer::PublicServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+PublicServer::~PublicServer() { shutdown(absl::ZeroDuration()); }
+
+absl::StatusOr<std::unique_ptr<PublicServer>> PublicServer::start(
+    Engine& engine, std::shared_ptr<const Tokenizer> tokenizer, const parallel::LlamaConfig& config,
+    const ModelFacts& facts, const PublicServerOptions& options) {
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  // A request that does not parse is answered (wire.h); it is not ours to log.
+  google::protobuf::SetLogHandler(nullptr);
+  auto impl = std::make_unique<Impl>(engine, std::move(tokenizer), config, facts, options);
+  auto listening = listen(options.host, options.port, options.max_message_bytes,
+                          {&impl->inference, &impl->health});
+  if (!listening.ok()) return listening.status();
+  impl->listening = *std::move(listening);
+  return std::unique_ptr<PublicServer>(new PublicServer(std::move(impl)));
+}
+
+int PublicServer::port() const { return impl_->listening.port; }
+
+void PublicServer::set_serving(bool serving) {
+  impl_->health.set_serving(serving && !impl_->core.draining);
+}
+
+void PublicServer::drain() {
+  impl_->core.draining = true;
+  impl_->health.set_serving(false);
+}
+
+void PublicServer::shutdown(absl::Duration grace) {
+  if (impl_->listening.server == nullptr) return;
+  drain();
+  impl_->health.shutdown();
+  impl_->listening.server->Shutdown(std::chrono::system_clock::now() +
+                                    absl::ToChronoMilliseconds(grace));
+  impl_->listening.server->Wait();
+  impl_->listening.server.reset();
+}
+
+}  // namespace annulus::server

@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/serve.h"
+
+#include <fcntl.h>
+#include <spdlog/spdlog.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "parallel/rank.h"
+#include "server/build.h"
+#include "server/engine.h"
+#include "server/local_workers.h"
+#include "server/rpc/control_service.h"
+#include "server/rpc/public_server.h"
+#include "server/served_model.h"
+
+namespace annulus::server {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr std::chrono::milliseconds kLook{50};
+constexpr int64_t kMaxFailedStarts = 3;  // of local workers, before the first epoch
+constexpr std::chrono::seconds kWorkersEnd{3};
+
+int usage_error(std::string_view line) {
+  std::fprintf(stderr, "annulus serve: %.*s\n", static_cast<int>(line.size()), line.data());
+  return 2;
+}
+
+sigset_t ending_signals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  return set;
+}
+
+// Whether a signal came within `wait`.
+bool signalled(std::chrono::milliseconds wait) {
+  const sigset_t set = ending_signals();
+  const timespec time = {.tv_sec = wait.count() / 1000, .tv_nsec = wait.count() % 1000 * 1000000};
+  return sigtimedwait(&set, nullptr, &time) > 0;
+}
+
+// Renamed into place, so that nobody reads half of it.
+absl::Status write_ready_file(const std::string& path, int port) {
+  const std::string temporary = path + ".new";
+  std::ofstream(temporary) << port << "\n";
+  std::error_code error;
+  std::filesystem::rename(temporary, path, error);
+  if (!error) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--ready-file ", path, " cannot be written: ", error.message()));
+}
+
+// The parts of a running front end, in the order in which they are made; they end in reverse.
+class FrontEnd {
+ public:
+  explicit FrontEnd(ServeConfig config) : config_(std::move(config)) {}
+
+  absl::Status start();
+  // Until a signal or a failure; the exit code.
+  int run();
+
+ private:
+  absl::Status start_engine();
+  absl::Status start_workers();
+  void print_external_commands() const;
+  void announce();
+  std::string trouble() const;  // why this cannot go on, "" while it can
+  void drain();
+  void end();
+
+  ServeConfig config_;
+  ServedModel model_;
+  ControlService* control_ = nullptr;  // the engine owns it
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<PublicServer> public_server_;
+  std::optional<LocalWorkers> workers_;
+  bool ready_ = false;
+};
+
+absl::Status FrontEnd::start() {
+  auto model = open_model(config_.model, config_.overrides);
+  if (!model.ok()) return model.status();
+  model_ = *std::move(model);
+  const parallel::LlamaConfig& llama = model_.checkpoint->config();
+  if (auto status = parallel::check_tp(llama, config_.topology.tp); !status.ok()) return status;
+  const std::string warning = parallel::override_warning(llama, config_.overrides);
+  if (!warning.empty()) spdlog::warn("{}", warning);
+  if (auto status = start_engine(); !status.ok()) return status;
+  return start_workers();
+}
+
+absl::Status FrontEnd::start_engine() {
+  const parallel::LlamaConfig& llama = model_.checkpoint->config();
+  const int64_t workspace_bytes = int64_t{config_.workspace_mib} << 20;
+  const int64_t max_message_bytes = int64_t{config_.max_message_mib} << 20;
+  if (config_.secret.empty()) config_.secret = draw_secret();
+
+  ControlOptions control;
+  control.host = config_.control_host;
+  control.port = config_.control_port;
+  control.max_message_bytes = max_message_bytes;
+  control.epoch = {.topology = config_.topology,
+                   .build = kBuild,
+                   .secret = config_.secret,
+                   .model_fingerprint = model_.checkpoint->fingerprint(),
+                   .policy = {.shape = parallel::attention_shape(llama, config_.topology,
+                                                                 config_.precision),
+                              .cp = config_.topology.cp,
+                              .profile = {},
+                              .workspace_limit_bytes = workspace_bytes},
+                   .precision = name(config_.precision),
+                   .context = llama.context,
+                   .kv_capacity_rows = config_.kv_rows,
+                   .page_tokens = config_.page_tokens,
+                   .workspace_limit_bytes = workspace_bytes};
+  control.on_stuck = [this](int64_t pid) {
+    if (workers_) workers_->replace(pid);
+  };
+  auto service = ControlService::create(std::move(control));
+  if (!service.ok()) return service.status();
+  control_ = service->get();
+
+  EngineOptions engine;
+  engine.context = llama.context;
+  engine.max_running = config_.max_running;
+  engine.max_queue = config_.max_queue;
+  engine.max_step_ms = config_.max_step_ms;
+  engine.chunk_tokens = config_.chunk_tokens;
+  engine.debug_requests = config_.debug_requests;
+  engine.variant = config_.attention;
+  engine_ = std::make_unique<Engine>(llama, model_.tokenizer, *std::move(service), engine);
+
+  PublicServerOptions options;
+  options.host = config_.host;
+  options.port = config_.port;
+  options.max_message_bytes = max_message_bytes;
+  const ModelFacts facts{.path = config_.model,
+                         .precision = name(config_.precision),
+                         .served_context = llama.context};
+  auto server = PublicServer::start(*engine_, model_.tokenizer, llama, facts, options);
+  if (!server.ok()) return server.status();
+  public_server_ = *std::move(server);
+  engine_->on_serving([this](bool serving) { public_server_->set_serving(serving); });
+  return absl::OkStatus();
+}
+
+absl::Status FrontEnd::start_workers() {
+  if (!config_.local_workers) {
+    print_external_commands();
+    return absl::OkStatus();
+  }
+  const int world = config_.topology.world();
+  const auto cores = cores_of_ranks(world, config_.threads, allowed_cores());
+  // The wildcard address is no place to connect to.
+  const bool any = config_.control_host == "0.0.0.0" || config_.control_host == "::";
+  const std::string address =
+      absl::StrCat(any ? "127.0.0.1" : config_.control_host, ":", control_->port());
+  LocalWorkers::Options options;
+  for (int rank = 0; rank < world; ++rank) {
+    LocalWorkers::Child child;
+    child.arguments = {"annulus", "worker", "--connect", address, "--rank", absl::StrCat(rank)};
+    const std::vector<std::string> flags = worker_flags(config_);
+    child.arguments.insert(child.arguments.end(), flags.begin(), flags.end());
+    child.cores = cores[static_cast<size_t>(rank)];
+    options.children.push_back(std::move(child));
+  }
+  // Not among the arguments, which everybody on this machine can read.
+  options.environment.push_back("ANNULUS_SECRET=" + config_.secret);
+  workers_.emplace(std::move(options));
+  workers_->start();
+  return absl::OkStatus();
+}
+
+void FrontEnd::print_external_commands() const {
+  std::string host = config_.control_host;
+  if (host == "0.0.0.0" || host == "::") {
+    char name[256] = {};
+    host = gethostname(name, sizeof(name) - 1) == 0 ? name : "THIS_HOST";
+  }
+  std::printf("annulus: waiting for %d workers; start each with one of\n",
+              config_.topology.world());
+  for (int rank = 0; rank < config_.topology.world(); ++rank) {
+    std::vector<std::string> command = {"annulus",   "worker",
+                                        "--connect", absl::StrCat(host, ":", control_->port()),
+                                        "--secret",  config_.secret,
+                                        "--rank",    absl::StrCat(rank)};
+    const std::vector<std::string> flags = worker_flags(config_);
+    command.insert(command.end(), flags.begin(), flags.end());
+    std::printf("  %s\n", shell_command(command).c_str());
+  }
+  std::fflush(stdout);
+}
+
+void FrontEnd::announce() {
+  const parallel::LlamaConfig& llama = model_.checkpoint->config();
+  const std::string host = config_.host == "0.0.0.0" ? "127.0.0.1" : config_.host;
+  std::printf("annulus: ready on %s:%d (tp %d x cp %d, %s, context %lld, %s, %d threads a rank)\n",
+              host.c_str(), public_server_->port(), config_.topology.tp, config_.topology.cp,
+              llama.name.c_str(), static_cast<long long>(llama.context),
+              kernels::name(config_.isa), config_.threads);
+  std::fflush(stdout);
+}
+
+std::string FrontEnd::trouble() const {
+  if (workers_) {
+    if (std::string why = workers_->gave_up(); !why.empty()) return why;
+    const EpochCoordinator::Status status = control_->status();
+    if (!ready_ && status.failed_starts >= kMaxFailedStarts) {
+      return absl::StrCat("the ranks failed to start ", status.failed_starts,
+                          " times: ", status.last_end);
+    }
+  }
+  return "";
+}
+
+int FrontEnd::run() {
+  int code = 0;
+  for (;;) {
+    if (signalled(kLook)) {
+      drain();
+      break;
+    }
+    if (!ready_ && engine_->status().serving) {
+      ready_ = true;
+      announce();
+      if (!config_.ready_file.empty()) {
+        const absl::Status status =
+            write_ready_file(config_.ready_file, public_server_->port());
+        if (!status.ok()) {
+          code = usage_error(status.message());
+          break;
+        }
+      }
+    }
+    if (const std::string why = trouble(); !why.empty()) {
+      std::fprintf(stderr, "annulus serve: %s\n", why.c_str());
+      code = 1;
+      break;
+    }
+  }
+  end();
+  return code;
+}
+
+void FrontEnd::drain() {
+  public_server_->drain();
+  const auto until =
+      Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                         std::chrono::duration<double>(config_.drain_timeout_s));
+  const auto busy = [this] {
+    const ClusterStatus status = engine_->status();
+    return status.requests_running + status.requests_waiting;
+  };
+  spdlog::info("draining: {} requests run on for at most {} s; a second signal ends at once",
+               busy(), config_.drain_timeout_s);
+  while (busy() > 0 && Clock::now() < until) {
+    if (!signalled(kLook)) continue;
+    spdlog::warn("second signal: ending at once");
+    if (workers_) workers_->stop(std::chrono::milliseconds(0));
+    _exit(1);
+  }
+}
+
+void FrontEnd::end() {
+  // A second signal from here on ends the process; the kernel then ends the children.
+  const sigset_t set = ending_signals();
+  sigprocmask(SIG_UNBLOCK, &set, nullptr);
+  // Finished streams are flushed; what still runs is cut off.
+  public_server_->shutdown(absl::Milliseconds(500));
+  // The link says goodbye to the workers; the supervisor must not start them again.
+  engine_->on_serving(nullptr);
+  if (!workers_) {
+    engine_.reset();
+    return;
+  }
+  std::thread goodbye([this] { engine_.reset(); });
+  workers_->stop(kWorkersEnd);
+  goodbye.join();
+}
+
+}  // namespace
+
+int run_serve(ServeConfig config) {
+  const sigset_t set = ending_signals();
+  sigprocmask(SIG_BLOCK, &set, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+  FrontEnd front_end(std::move(config));
+  if (const absl::Status status = front_end.start(); !status.ok()) {
+    return usage_error(status.message());
+  }
+  return front_end.run();
+}
+
+}  // namespace annulus::server

@@ -1,0 +1,439 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/worker.h"
+
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <csignal>
+#include <deque>
+#include <fstream>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/core/check.h"
+#include "parallel/model/checkpoint.h"
+#include "server/build.h"
+#include "server/epoch_rank.h"
+#include "server/rpc/control_client.h"
+#include "server/rpc/profile.h"
+
+namespace annulus::server {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using kernels::DeviceError;
+
+constexpr std::chrono::milliseconds kHeartbeat{500};
+constexpr absl::Duration kFirstRetry = absl::Milliseconds(100);
+constexpr absl::Duration kLongestRetry = absl::Seconds(2);
+
+enum class SessionEnd { kDisconnected, kShutdown, kRefused };
+
+std::string host_name() {
+  char name[256] = {};
+  return gethostname(name, sizeof(name) - 1) == 0 ? name : "unknown";
+}
+
+int64_t resident_bytes() {
+  std::ifstream statm("/proc/self/statm");
+  int64_t total_pages = 0, resident_pages = 0;
+  statm >> total_pages >> resident_pages;
+  return resident_pages * sysconf(_SC_PAGESIZE);
+}
+
+float us_since(Clock::time_point start) {
+  return std::chrono::duration<float, std::micro>(Clock::now() - start).count();
+}
+
+// Messages between the reading and the computing thread, with the count of plans among them.
+class Inbox {
+ public:
+  void push(v1::FrontMessage message) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (message.has_plan()) ++plans_;
+      queue_.push_back(std::move(message));
+    }
+    wake_.notify_one();
+  }
+  void close() {
+    {
+      const std::lock_guard lock(mutex_);
+      closed_ = true;
+    }
+    wake_.notify_one();
+  }
+  std::optional<v1::FrontMessage> pop() {  // nullopt: closed, and nothing is left that matters
+    std::unique_lock lock(mutex_);
+    wake_.wait(lock, [this] { return closed_ || !queue_.empty(); });
+    if (queue_.empty()) return std::nullopt;
+    v1::FrontMessage message = std::move(queue_.front());
+    queue_.pop_front();
+    if (message.has_plan()) --plans_;
+    return message;
+  }
+  int32_t plans() {
+    const std::lock_guard lock(mutex_);
+    return plans_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<v1::FrontMessage> queue_;
+  int32_t plans_ = 0;
+  bool closed_ = false;
+};
+
+// The weights of the last assignment, kept over epochs and attachments.
+struct HeldWeights {
+  std::shared_ptr<const parallel::LlamaWeights> weights;  // shared with the epoch's Rank
+  int32_t tp = 0, tp_rank = -1;
+  kernels::Precision precision = kernels::Precision::kDefault;
+};
+
+// One attachment to a front end.
+class Session {
+ public:
+  Session(const WorkerOptions& options, const parallel::Checkpoint& checkpoint, HeldWeights& held,
+          ControlClient& client)
+      : options_(options), checkpoint_(checkpoint), held_(held), client_(client) {}
+
+  SessionEnd run();
+
+ private:
+  void read_loop();
+  void heartbeat_loop();
+  // False: the session is over.
+  bool handle(const v1::FrontMessage& message, SessionEnd& end);
+  void on_assignment(const v1::Assignment& assignment);
+  absl::Status assign(const v1::Assignment& assignment);
+  void on_peers(const v1::Peers& peers);
+  void on_plan(const v1::Plan& plan);
+  void fail(const std::string& what);
+  void drop_epoch();
+  std::shared_ptr<EpochRank> current();
+  bool over(int64_t epoch);
+
+  const WorkerOptions& options_;
+  const parallel::Checkpoint& checkpoint_;
+  HeldWeights& held_;
+  ControlClient& client_;
+  Inbox inbox_;
+
+  v1::Assignment assignment_;
+  parallel::RankOptions rank_options_;
+  std::optional<Clock::time_point> step_ended_;
+
+  std::mutex mutex_;
+  std::condition_variable stop_heartbeats_;
+  std::shared_ptr<EpochRank> epoch_;  // shared with whoever aborts or looks
+  int64_t over_ = 0;                  // epochs up to this one are over
+  std::string over_why_;
+  bool ended_ = false;
+};
+
+SessionEnd Session::run() {
+  v1::WorkerMessage hello;
+  v1::Register* registration = hello.mutable_register_();
+  registration->set_build(kBuild);
+  registration->set_wanted_rank(options_.wanted_rank);
+  registration->set_host(host_name());
+  registration->set_pid(getpid());
+  registration->set_cpu_isa(kernels::name(options_.isa));
+  registration->set_threads(options_.threads);
+  registration->set_model_fingerprint(checkpoint_.fingerprint());
+  registration->set_secret(options_.secret);
+  if (!client_.write(hello)) return SessionEnd::kDisconnected;
+
+  std::thread reader([this] { read_loop(); });
+  std::thread heart([this] { heartbeat_loop(); });
+  SessionEnd end = SessionEnd::kDisconnected;
+  for (;;) {
+    const std::optional<v1::FrontMessage> message = inbox_.pop();
+    if (!message || !handle(*message, end)) break;
+  }
+  drop_epoch();
+  {
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+  }
+  stop_heartbeats_.notify_all();
+  heart.join();
+  if (end == SessionEnd::kDisconnected) {
+    client_.cancel();
+  } else {
+    client_.say_goodbye();
+  }
+  reader.join();
+  return end;
+}
+
+// Ends an epoch under the compute thread's hands; the rest of each message is its business.
+void Session::read_loop() {
+  const auto end_epochs = [this](int64_t epoch, const std::string& why) {
+    std::shared_ptr<EpochRank> running;
+    {
+      const std::lock_guard lock(mutex_);
+      over_ = std::max(over_, epoch);
+      over_why_ = why;
+      if (epoch_ && epoch_->epoch() <= epoch) running = epoch_;
+    }
+    if (running) running->abort(why);
+  };
+  v1::FrontMessage message;
+  while (client_.read(&message)) {
+    if (message.has_abort_epoch()) {
+      end_epochs(message.abort_epoch().epoch(), message.abort_epoch().why());
+    } else if (message.has_shutdown()) {
+      end_epochs(INT64_MAX, "the front end ends");
+    }
+    inbox_.push(std::move(message));
+    message.Clear();
+  }
+  end_epochs(INT64_MAX, "the front end is gone");
+  inbox_.close();
+}
+
+void Session::heartbeat_loop() {
+  std::unique_lock lock(mutex_);
+  while (!stop_heartbeats_.wait_for(lock, kHeartbeat, [this] { return ended_; })) {
+    const std::shared_ptr<EpochRank> epoch = epoch_;
+    lock.unlock();
+    v1::WorkerMessage message;
+    v1::Heartbeat* heartbeat = message.mutable_heartbeat();
+    if (epoch) {
+      const parallel::Rank::Breadcrumb crumb = epoch->breadcrumb();
+      heartbeat->set_step(crumb.step);
+      heartbeat->set_progress(crumb.progress);
+      heartbeat->set_layer(crumb.layer);
+    }
+    client_.write(message);
+    lock.lock();
+  }
+}
+
+bool Session::handle(const v1::FrontMessage& message, SessionEnd& end) {
+  switch (message.message_case()) {
+    case v1::FrontMessage::kAssignment:
+      on_assignment(message.assignment());
+      return true;
+    case v1::FrontMessage::kPeers:
+      on_peers(message.peers());
+      return true;
+    case v1::FrontMessage::kStart:
+      return true;
+    case v1::FrontMessage::kPlan:
+      on_plan(message.plan());
+      return true;
+    case v1::FrontMessage::kAbortEpoch:
+      if (const auto epoch = current(); epoch && epoch->epoch() <= message.abort_epoch().epoch()) {
+        spdlog::info("epoch {} is over: {}", epoch->epoch(), message.abort_epoch().why());
+        drop_epoch();
+      }
+      return true;
+    case v1::FrontMessage::kRefused:
+      spdlog::error("the front end at {} refused this worker: {}", options_.connect,
+                    message.refused().why());
+      end = SessionEnd::kRefused;
+      return false;
+    case v1::FrontMessage::kShutdown:
+      end = SessionEnd::kShutdown;
+      return false;
+    case v1::FrontMessage::MESSAGE_NOT_SET:
+      return true;
+  }
+  return true;
+}
+
+void Session::on_assignment(const v1::Assignment& assignment) {
+  drop_epoch();
+  if (over(assignment.epoch())) return;
+  assignment_ = assignment;
+  const absl::Status status = assign(assignment);
+  if (!status.ok()) fail(std::string(status.message()));
+}
+
+absl::Status Session::assign(const v1::Assignment& assignment) {
+  const parallel::Topology topology{assignment.tp(), assignment.cp()};
+  if (topology.tp < 1 || topology.cp < 1 || assignment.world_rank() < 0 ||
+      assignment.world_rank() >= topology.world()) {
+    return absl::InvalidArgumentError("the assignment names no rank of its layout");
+  }
+  const kernels::Precision precision =
+      assignment.precision() == "fp32" ? kernels::Precision::kF32 : kernels::Precision::kDefault;
+  const int32_t tp_rank = topology.tp_rank(assignment.world_rank());
+  kernels::set_check_context(absl::StrCat("rank ", assignment.world_rank()));
+  rank_options_ = {.precision = precision,
+                   .kv_capacity_rows = assignment.kv_capacity_rows(),
+                   .context = assignment.context(),
+                   .page_tokens = assignment.page_tokens(),
+                   .workspace_limit_bytes = assignment.workspace_limit_bytes(),
+                   .threads = options_.threads,
+                   .isa = options_.isa};
+
+  if (!held_.weights || held_.tp != topology.tp || held_.tp_rank != tp_rank ||
+      held_.precision != precision) {
+    held_ = {};  // both at once might not fit
+    const Clock::time_point began = Clock::now();
+    Clock::time_point told = began;
+    auto weights = parallel::load_weights(
+        checkpoint_, tp_rank, topology.tp, precision, [&](int64_t done, int64_t total) {
+          if (Clock::now() - told < kHeartbeat) return;
+          told = Clock::now();
+          v1::WorkerMessage message;
+          message.mutable_load_progress()->set_done_bytes(done);
+          message.mutable_load_progress()->set_total_bytes(total);
+          client_.write(message);
+        });
+    if (!weights.ok()) return weights.status();
+    held_ = {.weights = std::make_shared<const parallel::LlamaWeights>(*std::move(weights)),
+             .tp = topology.tp,
+             .tp_rank = tp_rank,
+             .precision = precision};
+    spdlog::info("rank {}: {} MB of weights loaded in {:.1f} s", assignment.world_rank(),
+                 held_.weights->bytes >> 20, static_cast<double>(us_since(began)) * 1e-6);
+  }
+
+  auto epoch = EpochRank::create(assignment.epoch(), topology, assignment.world_rank());
+  if (!epoch.ok()) return epoch.status();
+  v1::WorkerMessage message;
+  message.mutable_data_address()->set_epoch(assignment.epoch());
+  message.mutable_data_address()->set_address((*epoch)->address());
+  message.mutable_data_address()->set_weight_bytes(held_.weights->bytes);
+  {
+    const std::lock_guard lock(mutex_);
+    epoch_ = *std::move(epoch);
+  }
+  client_.write(message);
+  return absl::OkStatus();
+}
+
+void Session::on_peers(const v1::Peers& peers) {
+  const std::shared_ptr<EpochRank> epoch = current();
+  if (!epoch || epoch->epoch() != peers.epoch() || epoch->met() || over(peers.epoch())) return;
+  const std::vector<std::string> addresses(peers.addresses().begin(), peers.addresses().end());
+  try {
+    const auto profile =
+        epoch->meet(addresses, checkpoint_.config(), held_.weights, rank_options_);
+    if (!profile.ok()) return fail(std::string(profile.status().message()));
+    v1::WorkerMessage message;
+    v1::Ready* ready = message.mutable_ready();
+    ready->set_epoch(epoch->epoch());
+    ready->set_kv_capacity_rows(epoch->rank().kv_capacity_rows());
+    for (const auto& [field, value] : profile_values(*profile)) {
+      (*ready->mutable_profile()->mutable_values())[field] = value;
+    }
+    step_ended_.reset();
+    client_.write(message);
+  } catch (const DeviceError& error) {
+    fail(error.what());
+  }
+}
+
+void Session::on_plan(const v1::Plan& message) {
+  const std::shared_ptr<EpochRank> epoch = current();
+  if (!epoch || epoch->epoch() != message.epoch() || !epoch->met() || over(message.epoch())) return;
+  const auto plan = parallel::decode_plan(message.plan());
+  if (!plan.ok()) return fail(absl::StrCat("a plan does not parse: ", plan.status().message()));
+  const Clock::time_point start = Clock::now();
+  const float idle_us = step_ended_ ? us_since(*step_ended_) : 0;
+  const auto limit = std::chrono::duration_cast<Clock::duration>(
+      std::chrono::duration<double>(std::clamp(message.deadline_s(), 0.1, 86400.0)));
+  try {
+    parallel::StepResult result = epoch->rank().apply(*plan, start + limit);
+    step_ended_ = Clock::now();
+    result.idle_us = idle_us;
+    result.plans_waiting = inbox_.plans();
+    result.resident_bytes = resident_bytes();
+    v1::WorkerMessage answer;
+    answer.mutable_answer()->set_epoch(epoch->epoch());
+    answer.mutable_answer()->set_result(parallel::encode(result));
+    client_.write(answer);
+  } catch (const DeviceError& error) {
+    fail(error.what());
+  }
+}
+
+// The epoch is lost, the worker is not: it says so and waits for the next.
+void Session::fail(const std::string& what) {
+  const int64_t epoch = assignment_.epoch();
+  const bool known = over(epoch);  // the front end ended it: it need not be told
+  drop_epoch();
+  if (known) return;
+  spdlog::error("rank {}: epoch {} failed here: {}", assignment_.world_rank(), epoch, what);
+  v1::WorkerMessage message;
+  message.mutable_failure()->set_epoch(epoch);
+  message.mutable_failure()->set_what(what);
+  client_.write(message);
+}
+
+void Session::drop_epoch() {
+  std::shared_ptr<EpochRank> epoch;
+  {
+    const std::lock_guard lock(mutex_);
+    epoch = std::exchange(epoch_, nullptr);
+  }
+  step_ended_.reset();
+}
+
+std::shared_ptr<EpochRank> Session::current() {
+  const std::lock_guard lock(mutex_);
+  return epoch_;
+}
+
+bool Session::over(int64_t epoch) {
+  const std::lock_guard lock(mutex_);
+  return epoch <= over_;
+}
+
+// An external worker that is told to end leaves as if its host had gone: the control stream breaks.
+void end_on_signals() {
+  for (const int signal : {SIGTERM, SIGINT}) std::signal(signal, [](int) { _exit(0); });
+}
+
+}  // namespace
+
+int run_worker(const WorkerOptions& options) {
+  end_on_signals();
+  auto checkpoint = parallel::Checkpoint::open(options.model, options.overrides);
+  if (!checkpoint.ok()) {
+    spdlog::error("{}", checkpoint.status().message());
+    return 2;
+  }
+  HeldWeights held;
+  absl::Time last_contact = absl::Now();
+  absl::Duration retry = kFirstRetry;
+  for (;;) {
+    const absl::Duration left = options.orphan_timeout - (absl::Now() - last_contact);
+    if (left <= absl::ZeroDuration()) {
+      spdlog::error("no front end at {} for {}: ending", options.connect,
+                    absl::FormatDuration(options.orphan_timeout));
+      return 1;
+    }
+    auto client = ControlClient::connect(options.connect, options.max_message_bytes,
+                                         std::min(left, kLongestRetry));
+    if (client.ok()) {
+      const absl::Time attached = absl::Now();
+      const SessionEnd end = Session(options, *checkpoint, held, **client).run();
+      if (end == SessionEnd::kShutdown) return 0;
+      if (end == SessionEnd::kRefused) return 2;
+      spdlog::warn("the front end at {} is gone: weights stay, attaching again", options.connect);
+      last_contact = absl::Now();
+      // A server that accepts and hangs up at once is no contact.
+      if (last_contact - attached > kLongestRetry) retry = kFirstRetry;
+    }
+    absl::SleepFor(std::min(retry, std::max(left, absl::ZeroDuration())));
+    retry = std::min(retry * 2, kLongestRetry);
+  }
+}
+
+}  // namespace annulus::server

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// `annulus worker`: one rank as a process. Attaches to the front end, is given a rank, loads its
+// slice of the weights once, and then, epoch after epoch, meets the other ranks and answers plans.
+// Weights stay as long as tensor-parallel slice and precision do; everything else dies with its
+// epoch. Threads: this one computes, one reads the control stream, one sends heartbeats.
+// Exit codes: 0 told to end, 1 the front end is gone for good, 2 refused (one line says why).
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/time/time.h"
+#include "kernels/cpu/queue.h"
+#include "parallel/model/config.h"
+
+namespace annulus::server {
+
+struct WorkerOptions {
+  std::string connect;  // host:port of the front end's control server
+  int32_t wanted_rank = -1;
+  std::string model;
+  parallel::ConfigOverrides overrides;
+  int32_t threads = 1;
+  kernels::CpuIsa isa = kernels::CpuIsa::kPortable;
+  std::string secret;
+  absl::Duration orphan_timeout = absl::Seconds(60);  // without a front end: end
+  int64_t max_message_bytes = int64_t{256} << 20;
+};
+
+int run_worker(const WorkerOptions& options);
+
+}  // namespace annulus::server

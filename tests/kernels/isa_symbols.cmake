@@ -1,0 +1,18 @@
+# cmake -DNM=nm -DOBJECTS=a.o,b.o -P isa_symbols.cmake: fails if an object that is built per ISA defines a weak symbol,
+# of which the linker would keep one ISA's copy for all (kernels/cpu/isa.h).
+string(REPLACE "," ";" objects "${OBJECTS}")
+list(LENGTH objects count)
+if(count EQUAL 0)
+  message(FATAL_ERROR "no objects given")
+endif()
+foreach(object IN LISTS objects)
+  execute_process(COMMAND ${NM} --demangle --defined-only ${object} OUTPUT_VARIABLE symbols RESULT_VARIABLE failed)
+  if(failed)
+    message(FATAL_ERROR "${NM} ${object}: ${failed}")
+  endif()
+  string(REGEX MATCHALL "[^\n]* [WVu] [^\n]*" weak "${symbols}")
+  if(weak)
+    message(FATAL_ERROR "${object} defines weak symbols: ${weak}")
+  endif()
+endforeach()
+message(STATUS "${count} objects, no weak symbols")

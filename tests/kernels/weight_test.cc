@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/weight.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "tests/kernels/weight_problem.h"
+
+namespace annulus::kernels {
+namespace {
+
+class WeightTest : public testing::TestWithParam<WeightFormat> {};
+
+// Two roundings (d times an integer scale or plus m) at most: 2^-23 of |d q| + |m|.
+TEST_P(WeightTest, DequantisesRowsAndAnySliceOfColumns) {
+  WeightProblem problem(GetParam(), 5, 768, false, 3);
+  WeightSource source = problem.source();
+  for (auto [first, count] : {std::pair<int64_t, int64_t>{0, 768},
+                              {256, 256},
+                              {32, 64},
+                              {1, 300},
+                              {767, 1},
+                              {31, 2},
+                              {100, 668}}) {
+    WeightSource slice = source.slice_rows(1, 3).slice_cols(first, count);
+    std::vector<float> row(static_cast<size_t>(count) + 1, 77.0f);
+    for (int64_t r = 0; r < 3; ++r) {
+      dequantise_row(slice, r, row.data());
+      for (int64_t c = 0; c < count; ++c)
+        EXPECT_NEAR(row[static_cast<size_t>(c)], problem.value(r + 1, first + c),
+                    0x1p-23 * problem.size(r + 1, first + c))
+            << "row " << r << " column " << c;
+      EXPECT_EQ(row.back(), 77.0f);
+    }
+  }
+}
+
+// Which formats stay as they are, and what they cost: bytes per weight of weight.h.
+TEST_P(WeightTest, HeldFormatAndBytes) {
+  WeightFormat format = GetParam();
+  WeightProblem problem(format, 64, 512, false, 4);
+  WeightSource source = problem.source();
+  bool keeps = format == WeightFormat::kQ8_0 || format == WeightFormat::kQ4_0 ||
+               format == WeightFormat::kQ4_1;
+  PackedMatrix w = PackedMatrix::pack({&source, 1}, Precision::kDefault);
+  EXPECT_EQ(w.format(), keeps ? format : WeightFormat::kBF16);
+  EXPECT_EQ(w.n(), 64);
+  EXPECT_EQ(w.k(), 512);
+  WeightBlock block = block_of(w.format());
+  EXPECT_EQ(w.bytes(), 64 * 512 / block.weights * block.bytes);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(w.data()) % 64, 0u);
+  PackedMatrix f32 = PackedMatrix::pack({&source, 1}, Precision::kF32);
+  EXPECT_EQ(f32.format(), WeightFormat::kF32);
+  EXPECT_EQ(f32.bytes(), 64 * 512 * 4);
+  WeightSource odd = source.slice_cols(16, 64);
+  EXPECT_EQ(PackedMatrix::pack({&odd, 1}, Precision::kDefault).format(), WeightFormat::kBF16);
+  WeightSource even = source.slice_cols(32, 64);
+  EXPECT_EQ(PackedMatrix::pack({&even, 1}, Precision::kDefault).format(), w.format());
+}
+
+std::string format_name(const testing::TestParamInfo<WeightFormat>& info) {
+  return name(info.param);
+}
+INSTANTIATE_TEST_SUITE_P(Formats, WeightTest, testing::ValuesIn(kAllFormats), format_name);
+
+TEST(Weight, MixedFormatsAreHeldWide) {
+  WeightProblem a(WeightFormat::kQ8_0, 8, 64, false, 5), b(WeightFormat::kQ4_0, 3, 64, false, 6);
+  WeightSource sources[] = {a.source(), b.source()};
+  PackedMatrix w = PackedMatrix::pack(sources, Precision::kDefault);
+  EXPECT_EQ(w.format(), WeightFormat::kBF16);
+  EXPECT_EQ(w.n(), 11);
+}
+
+}  // namespace
+}  // namespace annulus::kernels

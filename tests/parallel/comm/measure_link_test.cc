@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "parallel/measure_link.h"
+
+#include <mutex>
+
+#include "tests/parallel/comm/worlds.h"
+
+namespace annulus::parallel {
+namespace {
+
+using MeasureLink = OnWorlds;
+
+TEST_P(MeasureLink, GivesAllRanksTheSamePlausibleNumbers) {
+  std::mutex mutex;
+  std::vector<LinkMeasure> links;
+  const auto start = std::chrono::steady_clock::now();
+  on_ring([&](Ring& ring, CpuQueue& queue) {
+    const LinkMeasure link = measure_link(ring, queue);
+    const std::lock_guard lock(mutex);
+    links.push_back(link);
+  });
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  ASSERT_EQ(static_cast<int32_t>(links.size()), size());
+  for (const LinkMeasure& link : links) {
+    EXPECT_EQ(link.latency_us, links[0].latency_us);
+    EXPECT_EQ(link.bytes_per_us, links[0].bytes_per_us);
+    EXPECT_EQ(link.overlap, links[0].overlap);
+  }
+  if (size() == 1) {
+    EXPECT_EQ(links[0].latency_us, 0);
+  } else {
+    EXPECT_GT(links[0].latency_us, 0.01);
+    EXPECT_LT(links[0].latency_us, 1e5);
+    EXPECT_GT(links[0].bytes_per_us, 1);    // 1 MB/s
+    EXPECT_LT(links[0].bytes_per_us, 2e6);  // 2 TB/s
+    EXPECT_GE(links[0].overlap, 0);
+    EXPECT_LE(links[0].overlap, 1);
+  }
+  RecordProperty("latency_us", std::to_string(links[0].latency_us));
+  RecordProperty("bytes_per_us", std::to_string(links[0].bytes_per_us));
+  RecordProperty("overlap", std::to_string(links[0].overlap));
+  EXPECT_LT(took.count(), 10);  // 0.3 s on an idle machine
+}
+
+INSTANTIATE_TEST_SUITE_P(Worlds, MeasureLink, every_world(), world_name);
+
+}  // namespace
+}  // namespace annulus::parallel
