@@ -16,9 +16,10 @@
 #include "kernels/cpu/queue.h"
 #include "kernels/reference/attention.h"
 
+namespace annulus::bench {
 namespace {
 
-using namespace annulus::kernels;
+using namespace kernels;  // NOLINT: all of this file is about them
 
 struct Case {
   int32_t n_new, n_cached, heads, kv_heads, head_dim;
@@ -66,7 +67,7 @@ double worst_error(const ConstTensor& q, const Segment& segment, const KvFormat&
   return worst;
 }
 
-void run(CpuQueue& queue, const Case& c, double seconds, const bench::Peaks& peaks) {
+void run(CpuQueue& queue, const Case& c, double seconds, const Peaks& peaks) {
   const int32_t n_keys = c.n_new + c.n_cached;
   const KvFormat format{c.dtype, c.kv_heads, c.head_dim, 64};
   const int64_t q_width = int64_t{c.heads} * c.head_dim;
@@ -130,7 +131,7 @@ int bench_attention(int argc, char** argv) {
     return 2;
   }
   CpuQueue queue(threads, *isa);
-  const bench::Peaks peaks = bench::measure_peaks(queue);
+  const Peaks peaks = measure_peaks(queue);
   std::printf("attention: %s, %d thread(s); peaks: fp32 %.0f, bf16 %.0f GFLOP/s, read %.1f GB/s\n",
               name(queue.isa()), queue.threads(), peaks.fp32_gflops, peaks.bf16_gflops,
               peaks.read_gbytes);
@@ -155,3 +156,5 @@ int bench_attention(int argc, char** argv) {
   }
   return 0;
 }
+
+}  // namespace annulus::bench

@@ -4,4 +4,8 @@
 // against this machine's measured peaks, and the largest error against the double reference.
 #pragma once
 
+namespace annulus::bench {
+
 int bench_attention(int argc, char** argv);
+
+}  // namespace annulus::bench

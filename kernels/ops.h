@@ -53,8 +53,8 @@ void add(Queue& queue, Tensor x, ConstTensor y);
 template <class Queue>
 void convert(Queue& queue, Tensor out, ConstTensor x);
 
-// rows of src [n, cols] to dst: dst row index[r] = src row r (scatter) / dst row r = src row
-// index[r] (gather). Any dtype, the same on both sides; index values are in range.
+// dst row r = src row index[r]; dst has index.size() rows. Any dtype, the same on both sides; index
+// values are in range.
 template <class Queue>
 void gather_rows(Queue& queue, Tensor dst, ConstTensor src, std::span<const int32_t> index);
 

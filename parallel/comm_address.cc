@@ -37,7 +37,8 @@ uint64_t this_host() {
   std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), text);
   for (const char* space : {"/proc/self/ns/pid", "/proc/self/ns/ipc"}) {
     std::error_code error;
-    text += " " + std::filesystem::read_symlink(space, error).string();
+    text += ' ';
+    text += std::filesystem::read_symlink(space, error).string();
   }
   return checksum(text);
 }

@@ -5,11 +5,12 @@
 //   bool done(Request&)         finished? throws WireError (device fault, message of another size)
 //                               and forgets the request
 //   void cancel(Request&)       gives a started request up; the wire is then only destroyed
-//   void progress()             moves everything along
-//   void block()                sleeps until something may have happened, at most about 1 ms
+//   bool progress()             moves everything along; false: nothing moved
+//   bool block(milliseconds)    sleeps until something may have happened; false: nothing has
 //   std::string lost(world_rank)  why that peer is known to be gone; empty while it is not
 //   int64_t epoch(), AbortFlag& abort_flag()
-// Work happens at the call. A wait spins for 20 us, then blocks: an idle rank burns no core.
+// Work happens at the call. A wait spins for 20 us, then blocks, and looks up every 1 to 5 ms: an
+// idle rank burns no core.
 // After any error the wire is poisoned: every later call on any group throws the first reason.
 // Buffers of operations in flight at an error must outlive the wire.
 #pragma once
@@ -20,6 +21,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -282,14 +284,17 @@ bool MessageCommunicator<Wire>::settled(std::span<Part> parts, const OpId& op) {
 template <class Wire>
 void MessageCommunicator<Wire>::wait(std::span<Part> parts, const OpId& op) {
   constexpr auto kSpin = std::chrono::microseconds(20);
-  constexpr int kRoundsPerClock = 8;
+  constexpr int kRoundsPerClock = 8, kFruitless = 32;
+  constexpr auto kShortest = std::chrono::milliseconds(1), kLongest = std::chrono::milliseconds(5);
   if (settled(parts, op)) return;
   const Clock::time_point start = Clock::now();
   Clock::time_point spin_until = start + kSpin;
+  auto sleep = kShortest;
+  int fruitless = 0;  // wake-ups in a row after which nothing moved
   for (;;) {
-    bool all = false;
+    bool all = false, moved = false;
     for (int round = 0; round < kRoundsPerClock && !all; ++round) {
-      wire_.progress();
+      moved = wire_.progress() || moved;
       all = settled(parts, op);
     }
     const Clock::time_point now = Clock::now();
@@ -311,9 +316,17 @@ void MessageCommunicator<Wire>::wait(std::span<Part> parts, const OpId& op) {
       fail(op, &stuck,
            kernels::concat("deadline of ", given, " s passed, waited ", waited, " s here"));
     }
+    if (moved) fruitless = 0;
     if (now >= spin_until) {
-      wire_.block();
-      spin_until = Clock::now() + kSpin / 4;  // what woke us is often the first of a few steps
+      // A TCP connection that waits for its peer's first answer keeps the event raised.
+      if (fruitless > kFruitless) std::this_thread::sleep_for(kShortest);
+      if (wire_.block(sleep)) {
+        spin_until = Clock::now() + kSpin / 4;  // what woke us is often the first of a few steps
+        sleep = kShortest;
+        ++fruitless;
+      } else {
+        sleep = std::min(2 * sleep, kLongest);
+      }
     }
   }
 }

@@ -43,9 +43,9 @@ class Mailbox {  // of one receiver
     const std::lock_guard lock(mutex_);
     return version_;
   }
-  void wait_for_news(uint64_t seen) {
+  bool wait_for_news(uint64_t seen, std::chrono::milliseconds limit) {
     std::unique_lock lock(mutex_);
-    arrived_.wait_for(lock, std::chrono::milliseconds(1), [&] { return version_ != seen; });
+    return arrived_.wait_for(lock, limit, [&] { return version_ != seen; });
   }
 
  private:
@@ -82,8 +82,11 @@ class ThreadWire {
     return !request.receiving || box(me_).take(request.key, request.into);
   }
   void cancel(Request&) {}
-  void progress() { seen_ = box(me_).version(); }
-  void block() { box(me_).wait_for_news(seen_); }
+  bool progress() {
+    const uint64_t seen = std::exchange(seen_, box(me_).version());
+    return seen != seen_;
+  }
+  bool block(std::chrono::milliseconds limit) { return box(me_).wait_for_news(seen_, limit); }
   std::string lost(int32_t) const { return {}; }
   int64_t epoch() const { return post_.epoch; }
   AbortFlag& abort_flag() { return post_.aborted; }

@@ -9,14 +9,12 @@
 #include <csignal>
 #include <cstdlib>
 #include <memory>
-#include <string_view>
+#include <sstream>
 #include <utility>
 #include <vector>
 
 #include "absl/cleanup/cleanup.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "parallel/comm_address.h"
 #include "parallel/comm_messages.h"
 
@@ -29,10 +27,11 @@ constexpr auto kFlushAtEnd = std::chrono::milliseconds(200);
 constexpr auto kCloseAtEnd = std::chrono::milliseconds(200);
 
 // May this UCX_TLS list bring shared memory?
-bool shares_memory(std::string_view transports) {
-  if (absl::StartsWith(transports, "^")) return true;
-  for (const std::string_view name : absl::StrSplit(transports, ',')) {
-    for (const std::string_view shared : {"all", "shm", "sm", "mm", "posix", "sysv", "xpmem"})
+bool shares_memory(const std::string& transports) {
+  if (transports.starts_with('^')) return true;
+  std::istringstream list(transports);
+  for (std::string name; std::getline(list, name, ',');) {
+    for (const char* shared : {"all", "shm", "sm", "mm", "posix", "sysv", "xpmem"})
       if (name == shared) return true;
   }
   return false;
@@ -87,16 +86,17 @@ class UcxWire {
   }
   bool done(Request& request);
   void cancel(Request& request);
-  void progress() {
+  bool progress() {
     // Each round moves one fragment; the bound keeps a poll short beside computing.
-    for (int round = 0; round < 16 && ucp_worker_progress(worker_) != 0; ++round) {
-    }
+    int round = 0;
+    while (round < 16 && ucp_worker_progress(worker_) != 0) ++round;
+    return round > 0;
   }
-  void block() {
+  bool block(std::chrono::milliseconds limit) {
     const ucs_status_t status = ucp_worker_arm(worker_);
-    if (status == UCS_ERR_BUSY) return;
+    if (status == UCS_ERR_BUSY) return true;
     pollfd event{.fd = status == UCS_OK ? event_fd_ : -1, .events = POLLIN, .revents = 0};
-    ::poll(&event, 1, 1);
+    return ::poll(&event, 1, static_cast<int>(limit.count())) > 0;
   }
   std::string lost(int32_t world_rank) const {
     const ucs_status_t status = peers_[static_cast<size_t>(world_rank)].lost;

@@ -322,7 +322,7 @@ StepResult Rank::apply(const StepPlan& plan, Clock::time_point deadline) {
   ANNULUS_CHECK(plan.epoch == self.epoch, "plan of epoch ", plan.epoch, " in epoch ", self.epoch);
   ANNULUS_CHECK(plan.digest == self.state.digest, "the plan log has diverged: digest ", plan.digest,
                 " here ", self.state.digest);
-  const absl::Status valid = validate(self.state, plan);
+  const absl::Status valid = validate(self.state, plan, self.cp_rank());
   ANNULUS_CHECK(valid.ok(), valid.message());
   self.step.store(plan.step);
   self.groups.cp->set_deadline(deadline);

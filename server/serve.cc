@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "parallel/rank.h"
 #include "server/build.h"
 #include "server/engine.h"
@@ -33,7 +34,7 @@ constexpr std::chrono::milliseconds kLook{50};
 constexpr int64_t kMaxFailedStarts = 3;  // of local workers, before the first epoch
 constexpr std::chrono::seconds kWorkersEnd{3};
 
-int usage_error(std::string_view line) {
+int usage_error(absl::string_view line) {
   std::fprintf(stderr, "annulus serve: %.*s\n", static_cast<int>(line.size()), line.data());
   return 2;
 }

@@ -20,8 +20,4 @@ struct ServedModel {
 absl::StatusOr<ServedModel> open_model(const std::string& path,
                                        const parallel::ConfigOverrides& overrides);
 
-// The tokenizer of a GGUF file's metadata.
-absl::StatusOr<std::unique_ptr<const Tokenizer>> tokenizer_from_gguf(
-    const parallel::GgufFile& gguf);
-
 }  // namespace annulus::server

@@ -406,7 +406,7 @@ int run_worker(const WorkerOptions& options) {
   end_on_signals();
   auto checkpoint = parallel::Checkpoint::open(options.model, options.overrides);
   if (!checkpoint.ok()) {
-    spdlog::error("{}", checkpoint.status().message());
+    spdlog::error("{}", std::string(checkpoint.status().message()));
     return 2;
   }
   HeldWeights held;

@@ -4,122 +4,18 @@
 // Tensors   q, K, V in the dtype of the cache, where they lie; scores, sums and o in fp32.
 // Mapping   one block per call and thread. M = query rows x heads of the group.
 // Tiles     64 keys. Tiled: K transposed to [words][64] and V to [words][columns], shared by the
-//           panels of 6 rows. Few rows: K and V read in place, the next tile prefetched.
+//           panels of 6 rows. Few rows: all KV heads of a tile in turn, K and V read in place.
 // Numerics  products of bf16 accumulate in fp32 (vdpbf16ps: P rounds to bf16; without it K, V and q
 //           widen to fp32 and P stays). Sums of P are fp32, unrounded. A row's maximum starts at
 //           -inf; while it is, nothing visible was seen and the shift is 0, so exp gives 0, no NaN.
 //           K and V of padding are never read: they may be uninitialised.
 // Limits    head_dim % 8 == 0 (few: % 32), checked by attention.cc.
 #include "kernels/cpu/attention_kernels.h"
+#include "kernels/cpu/attention_rows.h"
 #include "kernels/cpu/attention_tiles.h"
-
-extern "C" float logf(float);
-extern "C" float log1pf(float);
 
 namespace annulus::kernels::ANNULUS_ISA {
 namespace {
-
-constexpr int kPanel = 6;
-constexpr float kMinusInfinity = -__builtin_inff();
-#if defined(__AVX2__)
-constexpr int32_t kBlockRows = 192;
-#else
-constexpr int32_t kBlockRows = 48;
-#endif
-constexpr int64_t kPollWork = kBlockRows * kTile / 2;  // rows x keys between two polls
-
-alignas(64) const std::byte kZeroRow[256 * sizeof(float)] = {};
-
-ANNULUS_INLINE int32_t round_up(int32_t n, int32_t to) {
-  return (n + to - 1) / to * to;
-}
-
-// The keys [first, first + 64) of a block, as far as they exist: addresses of their rows (zeros in
-// place of padding) and positions, with the bounds of those that are not padding.
-struct KeyTile {
-  const std::byte* rows[kTile];
-  alignas(64) int32_t positions[kTile];
-  int32_t lowest, highest;
-};
-
-void locate(const AttendBlock& block, int32_t first, KeyTile& tile) {
-  int32_t n = block.last_key - first;
-  n = n < 0 ? 0 : n < kTile ? n : kTile;
-  int32_t page = 0, within = 0;
-  if (block.pages != nullptr) {
-    page = first / block.page_tokens;
-    within = first % block.page_tokens;
-  }
-  tile.lowest = INT32_MAX;
-  tile.highest = n < kTile ? INT32_MAX : INT32_MIN;
-  for (int32_t i = 0; i < n; ++i) {
-    int64_t row = first + i;
-    if (block.pages != nullptr) {
-      row = int64_t{block.pages[page]} * block.page_tokens + within;
-      if (++within == block.page_tokens) {
-        within = 0;
-        ++page;
-      }
-    }
-    const int32_t position = block.key_positions[first + i];
-    tile.rows[i] = block.base + row * block.row_bytes;
-    tile.positions[i] = position;
-    if (position > tile.highest) tile.highest = position;
-    if (position < tile.lowest) tile.lowest = position;
-  }
-  for (int32_t i = n; i < kTile; ++i) {
-    tile.rows[i] = kZeroRow;
-    tile.positions[i] = INT32_MAX;
-  }
-}
-
-// Row addresses of K or V within their rows; padding reads zeros.
-ANNULUS_INLINE void resolve(const KeyTile& tile, int64_t offset_bytes,
-                            const std::byte* (&rows)[kTile]) {
-  for (int i = 0; i < kTile; ++i)
-    rows[i] = tile.positions[i] == INT32_MAX ? kZeroRow : tile.rows[i] + offset_bytes;
-}
-
-// State of the rows of a block, one entry per m.
-struct RowState {
-  float* max;         // of the raw scores
-  float* correction;  // what o is to be scaled by before the next product
-  float* sum;         // [m][16] sums of p by lane
-  int32_t* position;
-};
-
-// Scores of one row become probabilities in place (as the words of Dot).
-template <class Dot>
-ANNULUS_INLINE void soften(float* scores, bool masked, const KeyTile& tile, float scale,
-                           const RowState& rows, int32_t m) {
-  Vec x[kTile / 16];
-  ANNULUS_UNROLL
-  for (int i = 0; i < kTile / 16; ++i) x[i] = load(scores + 16 * i);
-  if (masked) {
-    const Vec hidden = set1(kMinusInfinity);
-    ANNULUS_UNROLL
-    for (int i = 0; i < kTile / 16; ++i)
-      x[i] = select(less_equal(tile.positions + 16 * i, rows.position[m]), x[i], hidden);
-  }
-  const Vec top = max(max(x[0], x[1]), max(x[2], x[3]));
-  float correction = 1;
-  if (any_above(top, rows.max[m])) {
-    const float highest = reduce_max(top);
-    correction = reduce_max(exp(set1((rows.max[m] - highest) * scale)));
-    rows.max[m] = highest;
-  }
-  rows.correction[m] = correction;
-  const float seen = rows.max[m] == kMinusInfinity ? 0.0f : rows.max[m];
-  const Vec factor = set1(scale), shift = set1(-(seen * scale));
-  ANNULUS_UNROLL
-  for (int i = 0; i < kTile / 16; ++i) x[i] = exp(fma(x[i], factor, shift));
-  const Vec sum = add(add(x[0], x[1]), add(x[2], x[3]));
-  float* sums = rows.sum + 16 * m;
-  store(sums, fma(load(sums), set1(correction), sum));
-  auto* p = reinterpret_cast<typename Dot::Element*>(scores);
-  ANNULUS_UNROLL
-  for (int i = 0; i < kTile / 16; ++i) store(p + 16 * i, x[i]);
-}
 
 // c[R, 16 NV] = c * correction + P V for columns [column, column + 16 NV).
 template <class Dot, int R, int NV, class B>
@@ -139,125 +35,6 @@ ANNULUS_INLINE void accumulate(float* c, int64_t c_stride, const float* correcti
     ANNULUS_UNROLL
     for (int n = 0; n < NV; ++n) store(c + r * c_stride + 16 * n, acc[r][n]);
   }
-}
-
-// (o, lse) = merge((o, lse), (factor * from, from_lse)), one row; symmetric to the bit.
-ANNULUS_INLINE void merge_row(float* o, float* lse, const float* from, float factor, float from_lse,
-                              int32_t d) {
-  if (from_lse == kMinusInfinity) return;
-  const Vec scaled = set1(factor);
-  if (*lse == kMinusInfinity) {
-    for (int32_t c = 0; c < d; c += 16) {
-      const int n = d - c < 16 ? d - c : 16;
-      store_n(o + c, mul(load_n(from + c, n), scaled), n);
-    }
-    *lse = from_lse;
-    return;
-  }
-  const bool lower = *lse < from_lse;  // the one with the larger lse has weight 1
-  const float high = lower ? from_lse : *lse, low = lower ? *lse : from_lse;
-  const float weight = reduce_max(exp(set1(low - high)));
-  const Vec w = set1(weight), inverse = set1(1.0f / (1.0f + weight));
-  for (int32_t c = 0; c < d; c += 16) {
-    const int n = d - c < 16 ? d - c : 16;
-    const Vec a = load_n(o + c, n), b = mul(load_n(from + c, n), scaled);
-    store_n(o + c, mul(lower ? fma(w, a, b) : fma(w, b, a), inverse), n);
-  }
-  *lse = high + log1pf(weight);
-}
-
-// Entry m of the row state: KV head by KV head, m = (kv_head * rows + row) * group + head of group.
-ANNULUS_INLINE int32_t row_of(const AttendBlock& block, int32_t m) {
-  return m / block.group % block.rows;
-}
-ANNULUS_INLINE int32_t head_of(const AttendBlock& block, int32_t m) {
-  return m / (block.rows * block.group) * block.group + m % block.group;
-}
-
-void finish(const AttendBlock& block, const RowState& rows, const float* o, int64_t o_stride) {
-  const int32_t d = block.head_dim;
-  for (int32_t m = 0; m < block.rows * block.group * block.kv_heads; ++m) {
-    const int64_t at = row_of(block, m) * block.out_heads + head_of(block, m);
-    float* out = block.o + at * d;
-    float* lse = block.lse + at;
-    if (block.store) {
-      *lse = kMinusInfinity;
-      for (int32_t c = 0; c < d; ++c) out[c] = 0;
-    }
-    if (rows.max[m] == kMinusInfinity) continue;
-    const float sum = reduce_add(load(rows.sum + 16 * m));
-    merge_row(out, lse, o + m * o_stride, 1.0f / sum, rows.max[m] * block.scale + logf(sum), d);
-  }
-}
-
-// Scratch of a block. Words are four bytes, whatever they hold.
-struct Scratch {
-  RowState rows;
-  float* scores;  // [kGroup * kPanel][64]
-  float* o;       // [m][columns]
-  std::byte *q, *k, *v;
-};
-
-constexpr int32_t kGroupRows = 4 * kPanel;
-
-ANNULUS_INLINE int64_t layout(int32_t m, int32_t head_dim, std::byte* base, Scratch& s) {
-  const int64_t rows = round_up(m, kPanel), columns = round_up(head_dim, 16);
-  int64_t used = 0;
-  const auto take = [&](int64_t words) __attribute__((always_inline)) {
-    std::byte* p = base + used;
-    used += (words * 4 + 63) / 64 * 64;
-    return p;
-  };
-  s.q = take(rows * columns);
-  s.k = take(columns * kTile);
-  s.v = take(columns * kTile);
-  s.o = reinterpret_cast<float*>(take(rows * columns));
-  s.scores = reinterpret_cast<float*>(take(kGroupRows * kTile));
-  s.rows.sum = reinterpret_cast<float*>(take(rows * 16));
-  s.rows.max = reinterpret_cast<float*>(take(rows));
-  s.rows.correction = reinterpret_cast<float*>(take(rows));
-  s.rows.position = reinterpret_cast<int32_t*>(take(rows));
-  return used;
-}
-
-int64_t scratch_bytes(int32_t m, int32_t head_dim) {
-  Scratch s;
-  alignas(64) std::byte nowhere[1];
-  return layout(m, head_dim, nowhere, s);
-}
-
-// Packs q as words [m][stride_words], zero-padded, and resets the state of the rows.
-template <class Dot, class E>
-ANNULUS_INLINE void begin(const AttendBlock& block, const Scratch& s, int32_t stride_words) {
-  const int32_t m = block.rows * block.group * block.kv_heads;
-  const int32_t words = block.head_dim / Dot::kPerWord, columns = round_up(block.head_dim, 16);
-  for (int32_t i = 0; i < round_up(m, kPanel); ++i) {
-    auto* out = reinterpret_cast<float*>(s.q) + int64_t{i} * stride_words;
-    const auto* row =
-        reinterpret_cast<const E*>(block.q + row_of(block, i) * block.q_stride_bytes) +
-        int64_t{head_of(block, i)} * block.head_dim;
-    for (int32_t w = 0; w < stride_words; w += 16)
-      store(out + w, i < m ? Rows<Dot, E>::words(row + w * Dot::kPerWord, words - w) : zero());
-    for (int32_t c = 0; c < columns; c += 16) store(s.o + int64_t{i} * columns + c, zero());
-    store(s.rows.sum + 16 * i, zero());
-    s.rows.max[i] = kMinusInfinity;
-    s.rows.correction[i] = 1;
-    // Below the padding of keys, so that no query sees it.
-    const int32_t position = i < m ? block.q_positions[row_of(block, i)] : INT32_MIN;
-    s.rows.position[i] = position < INT32_MAX ? position : INT32_MAX - 1;
-  }
-}
-
-struct Bounds {
-  int32_t lowest, highest;
-};
-ANNULUS_INLINE Bounds bounds(const int32_t* positions, int32_t first, int32_t last) {
-  Bounds b = {INT32_MAX, INT32_MIN};
-  for (int32_t i = first; i < last; ++i) {
-    if (positions[i] < b.lowest) b.lowest = positions[i];
-    if (positions[i] > b.highest) b.highest = positions[i];
-  }
-  return b;
 }
 
 template <class Dot>
@@ -362,18 +139,36 @@ void attend_tiled(const AttendBlock& block, std::byte* scratch) {
   finish(block, s.rows, s.o, columns);
 }
 
-// 16 scores of one query row. Meanwhile as many lines are fetched from ahead on (null: none).
+// Brings the rows of keys [first, last) into the second cache by loads in the order of addresses,
+// each run of pages at a time: only such loads make the hardware's streams run at the speed of
+// memory. Strided loads of one head, and prefetch instructions alone in any order and pace, got a
+// third of it (bench/attention, decode at 65536 cached, Zen 4).
+void stream(const AttendBlock& block, int32_t first, int32_t last) {
+  while (first < last) {
+    int64_t row = first;
+    int32_t run = last - first;
+    if (block.pages != nullptr) {
+      const int32_t within = first % block.page_tokens;
+      row = int64_t{block.pages[first / block.page_tokens]} * block.page_tokens + within;
+      if (block.page_tokens - within < run) run = block.page_tokens - within;
+    }
+    const auto* p = reinterpret_cast<const volatile char*>(block.base + row * block.row_bytes);
+    for (int64_t i = 0; i < run * block.row_bytes; i += 64) {
+      __builtin_prefetch(const_cast<const char*>(p) + i + 4096);
+      static_cast<void>(p[i]);
+    }
+    first += run;
+  }
+}
+
+// 16 scores of one query row.
 template <class Dot, class E>
 ANNULUS_INLINE Vec score_keys(const typename Dot::Element* q, int32_t words,
-                              const std::byte* const* rows, const std::byte* ahead) {
+                              const std::byte* const* rows) {
   Vec acc[16];
   ANNULUS_UNROLL
   for (int j = 0; j < 16; ++j) acc[j] = zero();
   for (int32_t w = 0; w < words; w += 16) {
-    if (ahead != nullptr) {
-      ANNULUS_UNROLL
-      for (int j = 0; j < 16; ++j) fetch(ahead + (w + j) * 64);
-    }
     const typename Dot::Operand x = Dot::load_words(q + w * Dot::kPerWord);
     ANNULUS_UNROLL
     for (int j = 0; j < 16; ++j)
@@ -384,76 +179,17 @@ ANNULUS_INLINE Vec score_keys(const typename Dot::Element* q, int32_t words,
   return reduce_each(acc);
 }
 
-template <int N>
-struct Count {
-  static constexpr int kValue = N;
-};
-
-// One KV head of one tile. While it is computed, its share of the next tile is fetched, in the
-// order of addresses, so that the hardware's streams join in; and a few lines at a time, because a
-// burst fills the miss buffers and stalls (bench/attention: 2 x in decode from memory).
-struct FewTile {
-  const KeyTile& tile;
-  const KeyTile* next;  // null: none
-  int64_t k_offset_bytes, v_offset_bytes, row_bytes;
-  int32_t head, head_dim;
-  bool masked;
-
-  // Where to fetch next when bytes of this head's share are done.
-  __attribute__((always_inline)) const std::byte* ahead(int64_t done_bytes, int64_t share) const {
-    if (next == nullptr) return nullptr;
-    const int64_t at = head * share + done_bytes;
-    return next->rows[at / row_bytes] + at % row_bytes;
-  }
-};
-
+// R rows of o [R, d] take in a tile of V.
 template <class Dot, class E, int R>
-ANNULUS_INLINE void output_rows(const FewTile& t, const std::byte* const* rows, bool first,
-                                const float* correction, const float* scores, float* o) {
+ANNULUS_INLINE void output_rows(float* o, int32_t d, const float* correction, const float* scores,
+                                const std::byte* const* rows) {
   constexpr int kLast = kColumns > 1 ? 2 : 1;  // head_dim % 32 == 0
-  const int32_t d = t.head_dim;
-  const int64_t half = int64_t{kTile} * d * int64_t{sizeof(E)};
-  const auto b = [&](int32_t c) __attribute__((always_inline)) {
-    const int64_t at = c * int64_t{sizeof(E)};
-    return RowsB<Dot, E>{rows, at, first ? t.ahead(half + kTile * at, 2 * half) : nullptr};
-  };
+  constexpr int64_t kBytes = sizeof(E);
   int32_t c = 0;
   for (; c + 16 * kColumns <= d; c += 16 * kColumns)
-    accumulate<Dot, R, kColumns>(o + c, d, correction, scores, b(c));
-  for (; c < d; c += 16 * kLast) accumulate<Dot, R, kLast>(o + c, d, correction, scores, b(c));
-}
-
-// Scores, softmax and output of rows [0, m); state and o are those of this head.
-template <class Dot, class E>
-ANNULUS_INLINE void few_tile(const FewTile& t, const typename Dot::Element* q, int32_t m,
-                             float scale, const RowState& state, float* scores, float* o) {
-  const int32_t d = t.head_dim;
-  const int64_t row_bytes = d * int64_t{sizeof(E)};
-  const std::byte* rows[kTile];
-  resolve(t.tile, t.k_offset_bytes, rows);
-  for (int key = 0; key < kTile; key += 16) {
-    const std::byte* ahead = t.ahead(key * row_bytes, 2 * kTile * row_bytes);
-    for (int32_t i = 0; i < m; ++i)
-      store(scores + i * kTile + key, score_keys<Dot, E>(q + int64_t{i} * d, d / Dot::kPerWord,
-                                                         rows + key, i == 0 ? ahead : nullptr));
-  }
-  for (int32_t i = 0; i < m; ++i)
-    soften<Dot>(scores + i * kTile, t.masked, t.tile, scale, state, i);
-  resolve(t.tile, t.v_offset_bytes, rows);
-  const float* correction = state.correction;
-  int32_t left = m;
-  const auto step = [&](auto r) __attribute__((always_inline)) {
-    constexpr int kRows = decltype(r)::kValue;
-    output_rows<Dot, E, kRows>(t, rows, left == m, correction, scores, o);
-    correction += kRows;
-    scores += kRows * kTile;
-    o += int64_t{kRows} * d;
-    left -= kRows;
-  };
-  while (left >= 4) step(Count<4>{});
-  if (left == 3) step(Count<3>{});
-  if (left == 2) step(Count<2>{});
-  if (left == 1) step(Count<1>{});
+    accumulate<Dot, R, kColumns>(o + c, d, correction, scores, RowsB<Dot, E>{rows, c * kBytes});
+  for (; c < d; c += 16 * kLast)
+    accumulate<Dot, R, kLast>(o + c, d, correction, scores, RowsB<Dot, E>{rows, c * kBytes});
 }
 
 template <class Dot, class E>
@@ -462,33 +198,41 @@ void attend_few(const AttendBlock& block, std::byte* scratch) {
   const int32_t m = block.rows * block.group, d = block.head_dim;
   layout(m * block.kv_heads, d, scratch, s);
   begin<Dot, E>(block, s, d / Dot::kPerWord);
-  const auto* q = reinterpret_cast<const typename Dot::Element*>(s.q);
   const Bounds all = bounds(s.rows.position, 0, m);
   const int64_t head_bytes = d * int64_t{sizeof(E)};
+  const int64_t streamed = (int64_t{128} << 10) / (kTile * block.row_bytes);  // tiles at once
+  const int32_t step = kTile * static_cast<int32_t>(streamed < 1 ? 1 : streamed);
 
-  KeyTile tiles[2];
-  locate(block, block.first_key, tiles[0]);
-  for (int32_t first = block.first_key, turn = 0; first < block.last_key;
-       first += kTile, turn ^= 1) {
-    const KeyTile& tile = tiles[turn];
-    KeyTile& next = tiles[turn ^ 1];
-    locate(block, first + kTile, next);
+  KeyTile tile;
+  const std::byte* rows[kTile];
+  for (int32_t first = block.first_key; first < block.last_key; first += kTile) {
+    if ((first - block.first_key) % step == 0)
+      stream(block, first, block.last_key - first < step ? block.last_key : first + step);
+    locate(block, first, tile);
     if (tile.lowest > all.highest) continue;
     const bool masked = tile.highest > all.lowest;
     for (int32_t head = 0; head < block.kv_heads; ++head) {
       const int32_t at = head * m;
-      const RowState state = {s.rows.max + at, s.rows.correction + at, s.rows.sum + 16 * at,
-                              s.rows.position + at};
-      const FewTile t = {tile,
-                         first + kTile < block.last_key ? &next : nullptr,
-                         block.k_offset_bytes + head * head_bytes,
-                         block.v_offset_bytes + head * head_bytes,
-                         block.row_bytes,
-                         head,
-                         d,
-                         masked};
-      few_tile<Dot, E>(t, q + int64_t{at} * d, m, block.scale, state, s.scores,
-                       s.o + int64_t{at} * d);
+      const auto* q = reinterpret_cast<const typename Dot::Element*>(s.q) + int64_t{at} * d;
+      resolve(tile, block.k_offset_bytes + head * head_bytes, rows);
+      for (int key = 0; key < kTile; key += 16)
+        for (int32_t i = 0; i < m; ++i)
+          store(s.scores + i * kTile + key,
+                score_keys<Dot, E>(q + int64_t{i} * d, d / Dot::kPerWord, rows + key));
+      for (int32_t i = 0; i < m; ++i)
+        soften<Dot>(s.scores + i * kTile, masked, tile, block.scale, s.rows, at + i);
+      resolve(tile, block.v_offset_bytes + head * head_bytes, rows);
+      for (int32_t i = 0; i < m;) {
+        float* o = s.o + int64_t{at + i} * d;
+        const float* correction = s.rows.correction + at + i;
+        const float* scores = s.scores + i * kTile;
+        const int32_t left = m - i;
+        if (left >= 4) output_rows<Dot, E, 4>(o, d, correction, scores, rows);
+        if (left == 3) output_rows<Dot, E, 3>(o, d, correction, scores, rows);
+        if (left == 2) output_rows<Dot, E, 2>(o, d, correction, scores, rows);
+        if (left == 1) output_rows<Dot, E, 1>(o, d, correction, scores, rows);
+        i += left < 4 ? left : 4;
+      }
     }
   }
   finish(block, s.rows, s.o, d);

@@ -200,25 +200,14 @@ struct PackedB {
   }
 };
 
-ANNULUS_INLINE void fetch(const std::byte* p) {
-  __builtin_prefetch(p, 0, 2);
-}
-
-// B of a product read from V rows where they lie. Meanwhile as many lines are fetched from ahead on
-// (null: none), a few at a time, and in the order of their addresses.
+// B of a product read from V rows where they lie.
 template <class Dot, class E>
 struct RowsB {
   const std::byte* const* rows;
   int64_t offset_bytes;  // of the first column
-  const std::byte* ahead;
   template <int NV>
   __attribute__((always_inline)) void load_row(int32_t word,
                                                typename Dot::Operand (&out)[NV]) const {
-    if (ahead != nullptr) {
-      constexpr int64_t kBytes = NV * 16 * int64_t{sizeof(E)} * Dot::kPerWord;
-      ANNULUS_UNROLL
-      for (int64_t line = 0; line < kBytes; line += 64) fetch(ahead + word * kBytes + line);
-    }
     Rows<Dot, E>::template values<NV>(rows, word, offset_bytes, out);
   }
 };

@@ -11,6 +11,11 @@
 // intrinsics and builtins). The test isa_symbols checks the object files.
 #pragma once
 
+#ifndef ANNULUS_ISA  // a source that is built once
+#define ANNULUS_ISA portable
+#endif
+#define ANNULUS_INLINE static inline __attribute__((always_inline))
+
 // clang-format off
 #if defined(__x86_64__)
 #define ANNULUS_DECLARE_PER_ISA(Type, table)               \

@@ -10,9 +10,10 @@
 namespace annulus::kernels {
 namespace {
 
-// Inputs per pass over a panel: a prepared piece (up to 64 KiB) and the rows it meets stay in L2.
+// Inputs per pass over a panel: a piece of it (up to 64 KiB as f32) and the rows it meets stay in
+// L2.
 constexpr int64_t kChunkK = 512;
-// Row blocks that share a prepared piece, and the most panels of a task: tasks stay near 100 us.
+// Row blocks that share a piece, and the most panels of a task: tasks stay near 100 us.
 constexpr int64_t kGroupBlocks = 8, kGroupPanels = 16;
 // Bytes of weights of a task when all rows fit into one tile.
 constexpr int64_t kStreamBytes = 256 << 10;
@@ -31,11 +32,6 @@ MatmulKind packed_kind(WeightFormat format) {
   }
 }
 
-int64_t prepared_bytes(MatmulKind kind, int64_t k) {
-  if (kind == kTileF32) return k * 128;
-  return k / kBlockK * (kind == kTileBlocksMin ? 2304 : 2176);
-}
-
 // One matmul: rows in blocks of at most tile_rows (even sizes), outputs in panels.
 class Matmul {
  public:
@@ -51,10 +47,7 @@ class Matmul {
         panels_(ceil_div(w.n(), PackedMatrix::kPanel)),
         panel_stride_(panel_bytes(w.format(), w.k())) {
     one_pass_ = x.rows <= kernels_.tile_rows[packed_];
-    if (kernels_.prepare[packed_] == nullptr || one_pass_)
-      kind_ = packed_;
-    else
-      kind_ = !dot_ ? kTileF32 : packed_ == kTileQ4_1 ? kTileBlocksMin : kTileBlocks;
+    kind_ = kernels_.to_f32[packed_] == nullptr || one_pass_ ? packed_ : kTileF32;
     blocks_ = ceil_div(x.rows, kernels_.tile_rows[kind_]);
   }
 
@@ -138,24 +131,24 @@ class Matmul {
     int64_t share = panels_ * block_groups / (int64_t{queue_.threads()} * 4);
     int64_t group = std::clamp(share, int64_t{1}, kGroupPanels);
     int64_t panel_groups = ceil_div(panels_, group);
-    bool prepare = kind_ != packed_;
-    int64_t piece = prepare ? prepared_bytes(kind_, kChunkK) : 0;
-    auto* pieces = queue_.scratch<std::byte>(piece * queue_.threads());
+    const bool decode = kind_ != packed_;
+    const int64_t piece = decode ? kChunkK * PackedMatrix::kPanel : 0;
+    auto* pieces = queue_.scratch<float>(piece * queue_.threads());
     queue_.parallel_for(panel_groups * block_groups, [&](int64_t index, int thread) {
       int64_t first_panel = index % panel_groups * group;
       int64_t end_panel = std::min(first_panel + group, panels_);
       int64_t block_group = index / panel_groups;
       int64_t first_block = block_group * blocks_ / block_groups;
       int64_t end_block = (block_group + 1) * blocks_ / block_groups;
-      std::byte* prepared = pieces + thread * piece;
+      float* decoded = pieces + thread * piece;
       for (int64_t panel = first_panel; panel < end_panel; ++panel)
         for (int64_t k = 0; k < k_; k += kChunkK) {
           int64_t count = std::min(kChunkK, k_ - k);
           for (int64_t block = first_block; block < end_block; ++block) {
             MatmulTile t = tile_at(block, panel, k);
             t.k = count;
-            if (prepare && block == first_block) kernels_.prepare[packed_](t.w, count, prepared);
-            if (prepare) t.w = prepared;
+            if (decode && block == first_block) kernels_.to_f32[packed_](t.w, count, decoded);
+            if (decode) t.w = reinterpret_cast<const std::byte*>(decoded);
             tile(kind_, first_row(block + 1) - first_row(block))(t);
           }
         }

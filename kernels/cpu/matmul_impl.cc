@@ -30,7 +30,7 @@ ANNULUS_INLINE void unroll(const F& f) {
 }
 
 #if defined(__AVX512F__)
-constexpr int kTileRows = 14, kDirectRows = 8, kBlockRows = 7;
+constexpr int kTileRows = 14, kDirectRows = 8, kBytesRows = 10;
 constexpr int tile_vecs(int rows) {
   return rows <= 4 ? 4 : 2;
 }
@@ -107,6 +107,11 @@ void multiply_f32(const MatmulTile& tile, const Place& at) {
   for (int p = 0; p < (kVecs + 1) / 2; ++p) w[p] = at.w + p * tile.panel_stride_bytes;
   const int half = kVecs == 1 ? at.first_half : 0;
   for (int64_t k = 0; k < tile.k; k += Reader::kBlock) {
+    // Half a panel at a time skips every other line, which prefetchers follow badly.
+    if constexpr (kVecs == 1 && Reader::kBlockBytes == 128) {
+      __builtin_prefetch(w[0] + 2048);
+      __builtin_prefetch(w[0] + 2048 + 64);
+    }
     Scales scales[kVecs];
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) scales[v] = Reader::scales(w[v / 2], half + v % 2);
@@ -241,9 +246,8 @@ void tile_panels(const MatmulTile& tile) {
 
 // A whole panel as f32 [k][32].
 template <class Reader>
-void prepare_f32(const std::byte* panel, int64_t k, std::byte* prepared) {
+void to_f32(const std::byte* panel, int64_t k, float* out) {
   const char* w = reinterpret_cast<const char*>(panel);
-  auto* out = reinterpret_cast<float*>(prepared);
   for (; k > 0; k -= Reader::kBlock, w += Reader::kBlockBytes) {
     Scales scales[2] = {Reader::scales(w, 0), Reader::scales(w, 1)};
     for (int step = 0; step < Reader::kBlock / Reader::kStep; ++step)
@@ -258,34 +262,6 @@ void prepare_f32(const std::byte* panel, int64_t k, std::byte* prepared) {
     out += Reader::kBlock * 32;
   }
 }
-
-#if defined(ANNULUS_HAS_BF16_DOT)
-// A whole panel as DotBlocks<Reader::kMinima>.
-template <class Reader>
-void prepare_blocks(const std::byte* panel, int64_t k, std::byte* prepared) {
-  using Blocks = DotBlocks<Reader::kMinima>;
-  const char* w = reinterpret_cast<const char*>(panel);
-  char* out = reinterpret_cast<char*>(prepared);
-  for (; k > 0; k -= Reader::kBlock, w += Reader::kBlockBytes, out += Blocks::kBlockBytes) {
-    for (int half = 0; half < 2; ++half) {
-      Scales scales = Reader::scales(w, half);
-      float* head = reinterpret_cast<float*>(out) + half * kLanes;
-      store(head, scales.d);
-      if constexpr (Reader::kMinima) store(head + 32, scales.m);
-    }
-    for (int step = 0; step < Reader::kBlock / Reader::kStep; ++step)
-      for (int half = 0; half < 2; ++half) {
-        auto raw = Reader::raw(w, step, half);
-        char* to = out + Blocks::kHead + step * (Reader::kStep / 2) * 128 + half * 64;
-        unroll<Reader::kStep / 2>([&](auto i) ANNULUS_LAMBDA {
-          constexpr int kPair = decltype(i)::value;
-          Pairs q = Reader::template pairs<kPair>(raw);
-          _mm512_storeu_si512(to + kPair * 128, reinterpret_cast<__m512i>(q.v));
-        });
-      }
-  }
-}
-#endif
 
 #if defined(__AVX512F__)
 
@@ -397,23 +373,18 @@ constexpr MatmulKernels make_kernels() {
   kernels.bf16_dot = true;
   kernels.pack_bf16 = pack_bf16;
   fill<DotBF16, true, kTileRows>(kernels, kTileBF16);
-  fill<DotQ8_0, true, kDirectRows>(kernels, kTileQ8_0);
+  fill<DotQ8_0, true, kBytesRows>(kernels, kTileQ8_0);
   fill<DotQ4_0, true, kDirectRows>(kernels, kTileQ4_0);
   fill<DotQ4_1, true, kDirectRows>(kernels, kTileQ4_1);
-  fill<DotBlocks<false>, true, kBlockRows>(kernels, kTileBlocks);
-  fill<DotBlocks<true>, true, kBlockRows>(kernels, kTileBlocksMin);
-  kernels.prepare[kTileQ8_0] = prepare_blocks<DotQ8_0>;
-  kernels.prepare[kTileQ4_0] = prepare_blocks<DotQ4_0>;
-  kernels.prepare[kTileQ4_1] = prepare_blocks<DotQ4_1>;
 #else
   fill<ReadBF16, false, kDirectRows>(kernels, kTileBF16);
   fill<ReadQ8_0, false, kDirectRows>(kernels, kTileQ8_0);
   fill<ReadQ4_0, false, kDirectRows>(kernels, kTileQ4_0);
   fill<ReadQ4_1, false, kDirectRows>(kernels, kTileQ4_1);
-  kernels.prepare[kTileBF16] = prepare_f32<ReadBF16>;
-  kernels.prepare[kTileQ8_0] = prepare_f32<ReadQ8_0>;
-  kernels.prepare[kTileQ4_0] = prepare_f32<ReadQ4_0>;
-  kernels.prepare[kTileQ4_1] = prepare_f32<ReadQ4_1>;
+  kernels.to_f32[kTileBF16] = to_f32<ReadBF16>;
+  kernels.to_f32[kTileQ8_0] = to_f32<ReadQ8_0>;
+  kernels.to_f32[kTileQ4_0] = to_f32<ReadQ4_0>;
+  kernels.to_f32[kTileQ4_1] = to_f32<ReadQ4_1>;
 #endif
   return kernels;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What matmul.cc needs of each instruction set: pack rows of x, prepare a piece of a panel, and
+// What matmul.cc needs of each instruction set: pack rows of x, decode a piece of a panel, and
 // multiply a tile. Internal to kernels/cpu.
 //
 // Numerics, per ISA and format, whatever the number of rows: one f32 accumulator per output, k
@@ -17,23 +17,14 @@
 
 namespace annulus::kernels {
 
-// How a tile kernel reads weights: packed (kernels/cpu/packed.h), or prepared from it.
-enum MatmulKind : uint8_t {
-  kTileF32,        // packed f32, or any format prepared by an ISA without vdpbf16ps
-  kTileBF16,       // packed bf16
-  kTileQ8_0,       // packed
-  kTileQ4_0,       // packed
-  kTileQ4_1,       // packed
-  kTileBlocks,     // prepared: per 32 k f32 d[32], bf16 q[16][32][2]
-  kTileBlocksMin,  // prepared: per 32 k f32 d[32], f32 m[32], bf16 q[16][32][2]
-  kTileKinds
-};
+// The packed forms (kernels/cpu/packed.h).
+enum MatmulKind : uint8_t { kTileF32, kTileBF16, kTileQ8_0, kTileQ4_0, kTileQ4_1, kTileKinds };
 
 inline constexpr int kMaxTileRows = 16;
 
 struct MatmulTile {
   const void* x = nullptr;         // packed rows, from the tile's first k
-  const float* x_sums = nullptr;   // [blocks][rows] sums of 32 x each: kTileQ4_1, kTileBlocksMin
+  const float* x_sums = nullptr;   // [k / 32][rows] sums of 32 x each: kTileQ4_1, bf16_dot
   const std::byte* w = nullptr;    // first panel, from the tile's first k
   int64_t panel_stride_bytes = 0;  // from one panel to the next
   int64_t panels = 0;              // outputs [0, 32 * panels), of which n exist
@@ -52,9 +43,9 @@ struct MatmulKernels {
   void (*pack_f32)(const float* x, int64_t stride, int rows, int64_t k, float* out);
   void (*pack_bf16)(const float* x, int64_t stride, int rows, int64_t k, uint16_t* out,
                     float* sums);
-  // Packed weights of one panel, k inputs from w on, into the prepared kind (f32, blocks, blocks
-  // with minima); null where the packed form is used as it is. By MatmulKind of the packed form.
-  void (*prepare[kTileKinds])(const std::byte* w, int64_t k, std::byte* out);
+  // k inputs of one panel as f32 [k][32], the packed form of kTileF32: without bf16_dot, decoding
+  // once for many tiles is cheaper than in every tile. Null where tiles of any number decode.
+  void (*to_f32[kTileKinds])(const std::byte* w, int64_t k, float* out);
   // tile[kind][rows - 1]; null where there is none.
   void (*tile[kTileKinds][kMaxTileRows])(const MatmulTile& tile);
 };

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Readers: how matmul_impl.cc takes weights out of a panel (layouts: kernels/cpu/packed.h and
-// matmul_kernels.h). A reader walks blocks of kBlock inputs, kBlockBytes each, in steps of kStep
-// inputs. raw(block, step, half) loads what a step needs of 16 outputs; then either f32<i>(raw,
-// scales) gives the weights of input i of the step, or pairs<i>(raw) those of inputs 2i and 2i + 1
-// as bf16, still to be scaled. Included by matmul_impl.cc only.
+// Readers: how matmul_impl.cc takes weights out of a panel (layouts: kernels/cpu/packed.h). A
+// reader walks blocks of kBlock inputs, kBlockBytes each, in steps of kStep inputs. raw(block,
+// step, half) loads what a step needs of 16 outputs; then either f32<i>(raw, scales) gives the
+// weights of input i of the step, or pairs<i>(raw) those of inputs 2i and 2i + 1 as bf16, still to
+// be scaled. Included by matmul_impl.cc only.
 #pragma once
 
 #include "kernels/cpu/vec.h"
@@ -142,27 +142,6 @@ struct DotNibbles : Base {
 };
 using DotQ4_0 = DotNibbles<ReadQ4_0, 8, false>;
 using DotQ4_1 = DotNibbles<ReadQ4_1, 0, true>;
-
-// Prepared blocks (matmul_kernels.h).
-template <bool kHasMinima>
-struct DotBlocks {
-  static constexpr bool kScaled = true, kMinima = kHasMinima;
-  static constexpr int kHead = kHasMinima ? 256 : 128;
-  static constexpr int kBlock = 32, kStep = 2, kBlockBytes = kHead + 2048;
-  using Raw = Pairs;
-  ANNULUS_INLINE Scales scales(const char* block, int half) {
-    const float* p = reinterpret_cast<const float*>(block) + half * 16;
-    if constexpr (kHasMinima) return {load(p), load(p + 32)};
-    return {load(p), zero()};
-  }
-  ANNULUS_INLINE Raw raw(const char* block, int step, int half) {
-    return load_pairs(reinterpret_cast<const bf16*>(block + kHead + step * 128 + half * 64));
-  }
-  template <int i>
-  ANNULUS_INLINE Pairs pairs(const Raw& raw) {
-    return raw;
-  }
-};
 
 #endif
 

@@ -15,11 +15,7 @@
 #endif
 
 #include "kernels/core/dtype.h"
-
-#ifndef ANNULUS_ISA
-#define ANNULUS_ISA portable
-#endif
-#define ANNULUS_INLINE static inline __attribute__((always_inline))
+#include "kernels/cpu/isa.h"
 
 #if defined(__AVX512F__)
 #include "kernels/cpu/vec_avx512.h"

@@ -7,10 +7,9 @@
 #include <cstdint>
 
 #include "kernels/core/dtype.h"
+#include "kernels/cpu/isa.h"
 
-#if !defined(ANNULUS_ISA) || !defined(__AVX2__)
-#error "include kernels/cpu/vec.h"
-#endif
+#if defined(__AVX2__)
 
 namespace annulus::kernels::ANNULUS_ISA {
 
@@ -215,3 +214,5 @@ ANNULUS_INLINE Vec swap_neighbours(Vec x) {  // lanes 1, 0, 3, 2, ...
 }
 
 }  // namespace annulus::kernels::ANNULUS_ISA
+
+#endif

@@ -7,10 +7,9 @@
 #include <cstdint>
 
 #include "kernels/core/dtype.h"
+#include "kernels/cpu/isa.h"
 
-#if !defined(ANNULUS_ISA) || !defined(__AVX512F__)
-#error "include kernels/cpu/vec.h"
-#endif
+#if defined(__AVX512F__)
 
 namespace annulus::kernels::ANNULUS_ISA {
 
@@ -203,3 +202,5 @@ ANNULUS_INLINE Vec dot_pairs(Vec acc, Pairs a, Pairs b) {
 #endif
 
 }  // namespace annulus::kernels::ANNULUS_ISA
+
+#endif

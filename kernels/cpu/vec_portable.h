@@ -6,10 +6,7 @@
 #include <cstdint>
 
 #include "kernels/core/dtype.h"
-
-#if !defined(ANNULUS_ISA)
-#error "include kernels/cpu/vec.h"
-#endif
+#include "kernels/cpu/isa.h"
 
 namespace annulus::kernels::ANNULUS_ISA {
 

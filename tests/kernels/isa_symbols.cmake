@@ -1,4 +1,4 @@
-# cmake -DNM=nm -DOBJECTS=a.o,b.o -P isa_symbols.cmake: fails if an object that is built per ISA defines a weak symbol,
+# cmake -DNM=nm -DOBJECTS=a.o,b.o -P isa_symbols.cmake: fails if an object that is built per ISA defines a weak function,
 # of which the linker would keep one ISA's copy for all (kernels/cpu/isa.h).
 string(REPLACE "," ";" objects "${OBJECTS}")
 list(LENGTH objects count)
@@ -10,9 +10,9 @@ foreach(object IN LISTS objects)
   if(failed)
     message(FATAL_ERROR "${NM} ${object}: ${failed}")
   endif()
-  string(REGEX MATCHALL "[^\n]* [WVu] [^\n]*" weak "${symbols}")
+  string(REGEX MATCHALL "[^\n]* W [^\n]*" weak "${symbols}")
   if(weak)
-    message(FATAL_ERROR "${object} defines weak symbols: ${weak}")
+    message(FATAL_ERROR "${object} defines weak functions: ${weak}")
   endif()
 endforeach()
-message(STATUS "${count} objects, no weak symbols")
+message(STATUS "${count} objects, no weak functions")

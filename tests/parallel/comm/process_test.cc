@@ -2,6 +2,9 @@
 // UCX between real processes: collectives, a peer that is killed or stopped, and what its survivor
 // keeps after throwing the epoch away.
 #include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <ctime>
 #include <thread>
 
 #include "kernels/core/check.h"
@@ -18,6 +21,12 @@ using annulus::testing::Holdings;
 using annulus::testing::wait_child;
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kFreedMemoryIsKept = true;
+#else
+constexpr bool kFreedMemoryIsKept = false;
+#endif
 
 std::unique_ptr<UcxWorld> join(Backend backend, Topology topology, int32_t rank, int64_t epoch,
                                Blackboard& board) {
@@ -142,9 +151,10 @@ TEST_P(LostPeer, KilledTwentyTimesLeavesNothingBehind) {
   const Holdings after;
   EXPECT_EQ(after.descriptors, before.descriptors);
   EXPECT_EQ(after.threads, before.threads);
-  EXPECT_LE(after.mappings, before.mappings + 4);  // malloc's own
   EXPECT_EQ(after.shared_files, before.shared_files);
   EXPECT_LE(after.shared_segments, before.shared_segments);
+  if (kFreedMemoryIsKept) return;
+  EXPECT_LE(after.mappings, before.mappings + 4);  // malloc's own
   EXPECT_LT(annulus::testing::resident_kib(), resident + 8192);
 }
 
@@ -194,24 +204,31 @@ TEST_P(LostPeer, ThatNeverAnsweredIsLetGoOf) {
   }
 }
 
-// A rank whose peer computes for long must not burn its core.
+// A rank whose peer computes for long must not burn its core, before first contact (round 0) nor
+// after.
 TEST_P(LostPeer, WaitingCostsNoProcessorTime) {
+  constexpr int kRounds = 2;
   Blackboard board(2);
   const pid_t peer = fork_child([&] {
     const auto world = join(GetParam(), {.tp = 1, .cp = 2}, 1, 1, board);
     CpuQueue queue(1);
-    std::this_thread::sleep_for(milliseconds(500));
     std::vector<float> data(10);
-    world->groups().cp->all_reduce(queue, data, {.what = "sum"});
+    for (int round = 0; round < kRounds; ++round) {
+      std::this_thread::sleep_for(milliseconds(500));
+      world->groups().cp->all_reduce(queue, data, {.sequence = round, .what = "sum"});
+    }
     return 0;
   });
   const auto world = join(GetParam(), {.tp = 1, .cp = 2}, 0, 1, board);
   CpuQueue queue(1);
   std::vector<float> data(10);
-  const std::clock_t start = std::clock();
-  world->groups().cp->all_reduce(queue, data, {.what = "sum"});
-  const double busy_s = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
-  EXPECT_LT(busy_s, 0.1);  // of half a second; measured about 0.015
+  for (int round = 0; round < kRounds; ++round) {
+    const std::clock_t start = std::clock();
+    world->groups().cp->all_reduce(queue, data, {.sequence = round, .what = "sum"});
+    const double busy_s = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
+    EXPECT_LT(busy_s, 0.1) << round;  // of half a second; measured about 0.01
+    std::printf("busy %.4f s\n", busy_s);
+  }
   EXPECT_GT(world->groups().cp->waited_us(), 1e5);
   EXPECT_EQ(wait_child(peer), 0);
 }

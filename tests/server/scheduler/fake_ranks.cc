@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <set>
 #include <span>
 
 #include "server/kv_budget.h"
@@ -65,7 +66,11 @@ void FakeRanks::run(const server::PlannedStep& planned) {
   EXPECT_EQ(plan.groups.empty(), plan.items.empty());
   EXPECT_GT(planned.expected_us + (plan.items.empty() ? 1 : 0), 0);
 
+  std::set<int32_t> released;
   for (const Op& op : plan.ops) {
+    // A slot is free in the plans after the one that releases it.
+    if (op.kind == Op::Kind::kRelease) released.insert(op.slot);
+    ASSERT_FALSE(op.kind == Op::Kind::kAdmit && released.contains(op.slot)) << "slot " << op.slot;
     switch (op.kind) {
       case Op::Kind::kAdmit: slots_[op.slot] = {{}, op.sampling.seed}; break;
       case Op::Kind::kSampling: slots_.at(op.slot).seed = op.sampling.seed; break;

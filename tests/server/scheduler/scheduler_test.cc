@@ -69,6 +69,30 @@ TEST(Scheduler, AStopFoundLateIsTakenBack) {
   EXPECT_EQ(second.answer, answer_alone({all, {}, {}, 0, 6}, kDriverVocab));
 }
 
+TEST(Scheduler, FinishEarlyMayKeepFewerThanAreKnown) {
+  Driver driver;
+  const auto id = driver.scheduler.submit(ask(some_ids(10), 100, "s"));
+  ASSERT_TRUE(id.ok());
+  for (int i = 0; i < 5; ++i) {
+    while (driver.send() != nullptr) {
+    }
+    driver.complete();
+  }
+  driver.send();
+  driver.scheduler.finish_early(*id, 2);
+  driver.finish();
+  const Told& told = driver.told[*id];
+  EXPECT_EQ(told.finished->reason, FinishReason::kStop);
+  EXPECT_EQ(told.finished->usage.completion_tokens, 2);
+  std::vector<int32_t> all = some_ids(10);
+  all.insert(all.end(), told.answer.begin(), told.answer.begin() + 2);
+  EXPECT_EQ(*driver.scheduler.session_tokens("s"), all);
+  all.push_back(5);
+  const Told next = driver.run(ask(all, 6, "s"));
+  EXPECT_EQ(next.cached_tokens, 11);
+  EXPECT_EQ(next.answer, answer_alone({all, {}, {}, 0, 6}, kDriverVocab));
+}
+
 TEST(Scheduler, CancelMidFlightLeavesTheSessionExact) {
   Driver driver;
   const auto id = driver.scheduler.submit(ask(some_ids(10), 100, "s"));

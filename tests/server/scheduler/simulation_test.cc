@@ -301,6 +301,11 @@ struct World {
   int64_t capacity;
 };
 
+void PrintTo(const World& world, std::ostream* out) {
+  *out << "cp " << world.cp << " page " << world.page_tokens << " chunk " << world.chunk
+       << " capacity " << world.capacity;
+}
+
 class SimulationTest : public ::testing::TestWithParam<World> {};
 
 TEST_P(SimulationTest, AnswersAreThoseOfEachRequestAlone) {

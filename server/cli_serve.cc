@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+// Flags of `annulus serve` and `annulus worker`.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "server/cli_commands.h"
+#include "server/config.h"
+#include "server/serve.h"
+#include "server/worker.h"
+
+namespace annulus::server {
+
+namespace {
+
+constexpr const char* kServeExamples = R"(Examples:
+  annulus serve                                    one rank, the model of deploy/fetch-model, port 50051
+  annulus serve --cp 2                             the prompt split over two ranks, ring attention between them
+  annulus serve --model M.gguf --tp 3 --cp 2       six ranks: weights over 3, tokens over 2
+  annulus serve --cp 2 --attention pass-q          one variant always, instead of the fastest at each step
+  annulus serve --precision fp32                   everything in fp32: slow, exact to 5e-4 in the logits
+  annulus serve --context 32768 --rope-scaling linear:4
+  annulus serve --cp 4 --workers external --control-listen 0.0.0.0 --control-port 50052
+                                                   prints the four commands that attach workers, here or elsewhere
+It is ready when it prints "annulus: ready on ...". SIGTERM lets running answers finish, then ends.)";
+
+constexpr const char* kWorkerExamples = R"(Examples:
+  annulus worker --connect head:50052 --secret S --model M.gguf
+  srun --ntasks 4 annulus worker --connect $HEAD:50052 --secret $S --model M.gguf
+`annulus serve --workers external` prints these commands with everything filled in.)";
+
+int refuse(const char* command, absl::string_view line) {
+  std::fprintf(stderr, "annulus %s: %.*s\n", command, static_cast<int>(line.size()), line.data());
+  return 2;
+}
+
+struct ModelFlags {
+  std::string model;
+  int64_t context = 0;
+  double rope_theta = 0;
+  std::string rope_scaling, cpu_isa = "auto", log_level = "info";
+
+  void add_to(CLI::App& app) {
+    app.add_option("--model", model, "GGUF file, or folder with config.json and safetensors")
+        ->default_str("SmolLM2-135M-Instruct from deploy/fetch-model");
+    app.add_option("--context", context, "tokens served; more than trained gives a warning")
+        ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
+        ->default_str("the model's");
+    app.add_option("--rope-theta", rope_theta, "RoPE base instead of the file's")
+        ->check(CLI::PositiveNumber);
+    app.add_option("--rope-scaling", rope_scaling,
+                   "none, linear:FACTOR or llama3:FACTOR:LOW:HIGH:ORIGINAL_CONTEXT");
+    app.add_option("--cpu-isa", cpu_isa,
+                   "cap on instructions: auto, portable, avx2, avx512, avx512-bf16")
+        ->capture_default_str();
+    app.add_option("--log-level", log_level, "trace, debug, info, warn, error, off")
+        ->capture_default_str();
+  }
+
+  parallel::ConfigOverrides overrides() const {
+    parallel::ConfigOverrides out;
+    if (context > 0) out.context = context;
+    if (rope_theta > 0) out.rope_theta = rope_theta;
+    out.rope_scaling = rope_scaling;
+    return out;
+  }
+
+  // The model's path, absolute, because workers may have another directory.
+  absl::StatusOr<std::string> path() const {
+    const std::string wanted = model.empty() ? default_model_path() : model;
+    std::error_code error;
+    if (!std::filesystem::exists(wanted, error)) {
+      return absl::NotFoundError(
+          model.empty() ? absl::StrCat("no model at ", wanted,
+                                       ": run deploy/fetch-model, or name one with --model")
+                        : absl::StrCat("--model ", wanted, " does not exist"));
+    }
+    return std::filesystem::absolute(wanted).lexically_normal().string();
+  }
+};
+
+struct ServeFlags {
+  ModelFlags model;
+  ServeConfig config;
+  std::string attention = "auto", precision = "default", workers = "local";
+};
+
+int serve(ServeFlags& flags) {
+  ServeConfig& config = flags.config;
+  config.log_level = flags.model.log_level;
+  if (!set_up_logging("serve", config.log_level)) {
+    return refuse("serve", absl::StrCat("no log level \"", config.log_level, "\""));
+  }
+  const auto path = flags.model.path();
+  if (!path.ok()) return refuse("serve", path.status().message());
+  config.model = *path;
+  config.overrides = flags.model.overrides();
+  const auto attention = parse_attention(flags.attention);
+  if (!attention.ok()) return refuse("serve", attention.status().message());
+  config.attention = *attention;
+  const auto precision = parse_precision(flags.precision);
+  if (!precision.ok()) return refuse("serve", precision.status().message());
+  config.precision = *precision;
+  const auto isa = kernels::parse_cpu_isa(flags.model.cpu_isa);
+  if (!isa.ok()) return refuse("serve", isa.status().message());
+  config.isa = std::min(*isa, kernels::detect_cpu_isa());
+  config.local_workers = flags.workers == "local";
+  if (config.threads == 0) {
+    // Where workers run elsewhere, their machine's cores are not known here.
+    config.threads = default_threads(config.local_workers ? config.topology.world() : 1,
+                                     static_cast<int>(allowed_cores().size()));
+  }
+  return run_serve(config);
+}
+
+struct WorkerFlags {
+  ModelFlags model;
+  WorkerOptions options;
+  double orphan_timeout_s = 60;
+  int max_message_mib = 256;
+};
+
+int work(WorkerFlags& flags) {
+  WorkerOptions& options = flags.options;
+  const std::string who =
+      options.wanted_rank < 0 ? "worker" : absl::StrCat("rank ", options.wanted_rank);
+  if (!set_up_logging(who, flags.model.log_level)) {
+    return refuse("worker", absl::StrCat("no log level \"", flags.model.log_level, "\""));
+  }
+  const auto path = flags.model.path();
+  if (!path.ok()) return refuse("worker", path.status().message());
+  options.model = *path;
+  options.overrides = flags.model.overrides();
+  const auto isa = kernels::parse_cpu_isa(flags.model.cpu_isa);
+  if (!isa.ok()) return refuse("worker", isa.status().message());
+  options.isa = std::min(*isa, kernels::detect_cpu_isa());
+  if (options.threads == 0) options.threads = static_cast<int>(allowed_cores().size());
+  options.orphan_timeout = absl::Seconds(flags.orphan_timeout_s);
+  options.max_message_bytes = int64_t{flags.max_message_mib} << 20;
+  return run_worker(options);
+}
+
+}  // namespace
+
+void add_serve(CLI::App& app, Command& run) {
+  auto flags = std::make_shared<ServeFlags>();
+  ServeConfig& config = flags->config;
+  CLI::App* serve_app = app.add_subcommand("serve", "Serves a model over gRPC");
+  serve_app->footer(kServeExamples);
+  flags->model.add_to(*serve_app);
+  const auto option = [serve_app](const char* name, auto& value, const char* help) {
+    return serve_app->add_option(name, value, help)->capture_default_str();
+  };
+  option("--tp", config.topology.tp, "tensor-parallel size: weights are split over this many ranks")
+      ->check(CLI::Range(1, 1024));
+  option("--cp", config.topology.cp, "context-parallel size: tokens are split over this many ranks")
+      ->check(CLI::Range(1, 1024));
+  option("--listen", config.host, "address of the public server");
+  option("--port", config.port, "its port; 0: any free one, printed")->check(CLI::Range(0, 65535));
+  option("--attention", flags->attention,
+         "auto (the fastest at each step), pass-kv, pass-q, gather-q");
+  option("--precision", flags->precision, "default (weights as in the file, bf16 KV) or fp32");
+  option("--threads", config.threads, "threads of each rank; 0: cores / ranks")
+      ->check(CLI::Range(0, 4096));
+  option("--workers", flags->workers,
+         "local: started here; external: they attach, their commands are printed")
+      ->check(CLI::IsMember({"local", "external"}));
+  option("--control-listen", config.control_host, "address that workers attach to");
+  option("--control-port", config.control_port, "its port; 0: any free one")
+      ->check(CLI::Range(0, 65535));
+  serve_app
+      ->add_option("--secret", config.secret, "what workers must know to attach; default: drawn")
+      ->envname("ANNULUS_SECRET");
+  serve_app->add_flag("--debug-requests", config.debug_requests,
+                      "requests may set attention and chunk_tokens");
+  option("--chunk-tokens", config.chunk_tokens,
+         "prompt tokens computed in a step; 0: the most that stay under --max-step-ms")
+      ->check(CLI::NonNegativeNumber);
+  option("--max-step-ms", config.max_step_ms, "longest predicted step")
+      ->check(CLI::Range(1, 3600000));
+  option("--max-running", config.max_running, "requests in one step")->check(CLI::Range(1, 4096));
+  option("--max-queue", config.max_queue, "requests that wait; one more is refused")
+      ->check(CLI::NonNegativeNumber);
+  option("--max-message-mib", config.max_message_mib, "largest request")
+      ->check(CLI::Range(1, 2047));
+  option("--kv-rows", config.kv_rows, "tokens whose KV a rank can hold; 0: what --context needs")
+      ->check(CLI::NonNegativeNumber);
+  option("--page-tokens", config.page_tokens, "tokens in a KV page")->check(CLI::Range(1, 4096));
+  option("--workspace-mib", config.workspace_mib, "attention buffers of a rank")
+      ->check(CLI::Range(1, 1 << 20));
+  option("--drain-timeout", config.drain_timeout_s, "seconds that answers may run on after SIGTERM")
+      ->check(CLI::NonNegativeNumber);
+  option("--orphan-timeout", config.orphan_timeout_s,
+         "seconds that workers outlive a lost front end")
+      ->check(CLI::NonNegativeNumber);
+  serve_app->add_option("--ready-file", config.ready_file,
+                        "gets the port once the ranks are ready");
+  serve_app->callback([flags, &run] { run = [flags] { return serve(*flags); }; });
+}
+
+void add_worker(CLI::App& app, Command& run) {
+  auto flags = std::make_shared<WorkerFlags>();
+  WorkerOptions& options = flags->options;
+  options.threads = 0;
+  CLI::App* worker_app = app.add_subcommand("worker", "Runs one rank for a front end");
+  worker_app->footer(kWorkerExamples);
+  flags->model.add_to(*worker_app);
+  worker_app
+      ->add_option("--connect", options.connect, "HOST:PORT of the front end's control server")
+      ->required();
+  worker_app->add_option("--rank", options.wanted_rank, "world rank; default: any that is free")
+      ->check(CLI::NonNegativeNumber);
+  worker_app->add_option("--secret", options.secret, "the front end's")->envname("ANNULUS_SECRET");
+  worker_app->add_option("--threads", options.threads, "threads; 0: all cores")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  worker_app
+      ->add_option("--orphan-timeout", flags->orphan_timeout_s,
+                   "seconds without a front end before it ends")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  worker_app->add_option("--max-message-mib", flags->max_message_mib, "as the front end's")
+      ->check(CLI::Range(1, 2047))
+      ->capture_default_str();
+  worker_app->callback([flags, &run] { run = [flags] { return work(*flags); }; });
+}
+
+}  // namespace annulus::server

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// The program `annulus`: one subcommand is parsed and run.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <string>
+
+#include "server/build.h"
+#include "server/cli_commands.h"
+
+namespace {
+
+constexpr const char* kExamples = R"(Examples:
+  annulus serve --cp 2                          serve the default model with two ranks
+  annulus chat                                  talk to it
+  annulus generate --chat "Why is the sky blue?"
+  annulus status                                ranks, KV use, what the ring chose
+Every subcommand has --help with examples.)";
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Annulus: exact long-context inference over tensor- and context-parallel ranks",
+               "annulus");
+  app.footer(kExamples);
+  app.set_version_flag("--version", std::string("annulus ") + annulus::server::kBuild);
+  app.require_subcommand(1);
+  annulus::server::Command run;
+  annulus::server::add_serve(app, run);
+  annulus::server::add_worker(app, run);
+  annulus::server::add_generate(app, run);
+  annulus::server::add_chat(app, run);
+  annulus::server::add_status(app, run);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& wanted) {  // --help, --version
+    return app.exit(wanted);
+  } catch (const CLI::ParseError& error) {
+    const std::string command =
+        app.get_subcommands().empty() ? "" : " " + app.get_subcommands().front()->get_name();
+    std::fprintf(stderr, "annulus%s: %s (annulus%s --help shows how)\n", command.c_str(),
+                 error.what(), command.c_str());
+    return 2;
+  }
+  return run();
+}
