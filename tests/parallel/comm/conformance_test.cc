@@ -226,6 +226,46 @@ TEST_P(Conformance, SmallHopsStayQuickWhereRanksShareCores) {
 
 INSTANTIATE_TEST_SUITE_P(Worlds, Conformance, every_world(), world_name);
 
+class Departure : public ::testing::TestWithParam<Backend> {};
+
+// A receive over shared memory is answered by a message to its sender. Where the sender's inbox is
+// full at that moment (rank 1 has filled it while rank 2 slept), the answer must not stay behind in
+// a rank that has nothing more to do.
+TEST_P(Departure, AFinishedRankOwesNobodyAnAnswer) {
+  on_ranks(GetParam(), {.tp = 1, .cp = 3},
+           [&](int32_t rank, Groups<CpuQueue> groups, CpuQueue& queue) {
+             constexpr int32_t kSmall = 300;
+             Ring& ring = *groups.cp;
+             std::vector<float> warm(1);  // connected before
+             ring.all_reduce(queue, warm, {.step = 1, .what = "warm up"});
+             limit_waits(groups, std::chrono::seconds(10));
+             std::vector<int32_t> big = words(1 << 18, 2, 0), in(big.size());
+             std::vector<std::vector<int32_t>> small(kSmall, words(100, 1, 0));
+             std::vector<Transfer> transfers;
+             if (rank == 2) {
+               Transfer hop = ring.exchange(queue, bytes_of(big), 0, {}, 0, {.what = "big"});
+               std::this_thread::sleep_for(std::chrono::milliseconds(300));
+               ring.await(queue, std::move(hop));
+             } else if (rank == 0) {
+               std::this_thread::sleep_for(std::chrono::milliseconds(150));
+               ring.await(queue, ring.exchange(queue, {}, 2, room_of(in), 2, {.what = "big"}));
+               EXPECT_EQ(in, big);
+             }
+             for (int32_t i = 0; rank != 0 && i < kSmall; ++i) {
+               const Bytes bytes = room_of(small[static_cast<size_t>(i)]);
+               const OpId op{.sequence = i, .what = "small"};
+               transfers.push_back(rank == 1 ? ring.exchange(queue, bytes, 2, {}, 2, op)
+                                             : ring.exchange(queue, {}, 1, bytes, 1, op));
+             }
+             for (Transfer& transfer : transfers) ring.await(queue, std::move(transfer));
+           });
+}
+
+INSTANTIATE_TEST_SUITE_P(Worlds, Departure,
+                         ::testing::Values(Backend::kThreads, Backend::kUcxShared,
+                                           Backend::kUcxTcp),
+                         backend_name);
+
 class Groups2x2 : public ::testing::TestWithParam<Backend> {};
 
 TEST_P(Groups2x2, TpCpAndWorldDoNotMeet) {
