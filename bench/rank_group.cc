@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -73,10 +74,14 @@ void pin_to(int first, int count) {
   sched_setaffinity(0, sizeof cores, &cores);
 }
 
+// As `ip netns exec` does: with a /sys of the namespace's own, from which UCX learns its devices.
 void enter_namespace(const std::string& name) {
   const int fd = open(absl::StrCat("/var/run/netns/", name).c_str(), O_RDONLY);
-  if (fd < 0 || setns(fd, CLONE_NEWNET) != 0)
-    throw kernels::DeviceError("cannot enter network namespace " + name);
+  const bool entered = fd >= 0 && setns(fd, CLONE_NEWNET) == 0 && unshare(CLONE_NEWNS) == 0 &&
+                       mount("", "/", "none", MS_SLAVE | MS_REC, nullptr) == 0 &&
+                       umount2("/sys", MNT_DETACH) == 0 &&
+                       mount(name.c_str(), "/sys", "sysfs", 0, nullptr) == 0;
+  if (!entered) throw kernels::DeviceError("cannot enter network namespace " + name);
   close(fd);
 }
 
@@ -85,6 +90,7 @@ void rank_main(int fd, int32_t world_rank, const RankGroupOptions& options) {
   if (options.pin) pin_to(world_rank * options.rank.threads, options.rank.threads);
   UcxOptions ucx;
   if (!options.transports.empty()) ucx.transports = options.transports;
+  ucx.net_devices = options.net_devices;
   auto world = UcxWorld::create(options.topology, world_rank, 1, ucx);
   if (!world.ok()) throw kernels::DeviceError(std::string(world.status().message()));
   send_message(fd, (*world)->address());
@@ -157,6 +163,7 @@ absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::start(const RankGroupOptio
         if (options.link_mbit > 0) {
           enter_namespace(absl::StrCat(group->namespaces_, r));
           mine.transports = kTcpTransports;
+          mine.net_devices = absl::StrCat(group->namespaces_, r);
         }
         rank_main(pair[1], r, mine);
       } catch (const std::exception& error) {

@@ -21,9 +21,10 @@ struct RankGroupOptions {
   std::string model;
   parallel::Topology topology{1, 2};
   parallel::RankOptions rank;
-  std::string transports;  // "": UCX chooses
-  double link_mbit = 0;    // 0: no shaping
-  bool pin = true;         // rank r's threads on cores r * threads...
+  std::string transports;   // "": UCX chooses
+  std::string net_devices;  // "": all
+  double link_mbit = 0;     // 0: no shaping
+  bool pin = true;          // rank r's threads on cores r * threads...
 };
 
 class RankGroup {

@@ -23,20 +23,13 @@ struct WeightBlock {
 };
 constexpr WeightBlock block_of(WeightFormat format) {
   switch (format) {
-    case WeightFormat::kF32:
-      return {1, 4};
-    case WeightFormat::kF16:
-      return {1, 2};
-    case WeightFormat::kBF16:
-      return {1, 2};
-    case WeightFormat::kQ8_0:
-      return {32, 34};  // half d; int8 q[32]
-    case WeightFormat::kQ4_0:
-      return {32, 18};  // half d; nibbles q[16]: w = d * (q - 8)
-    case WeightFormat::kQ4_1:
-      return {32, 20};  // half d, m; nibbles q[16]: w = d * q + m
-    case WeightFormat::kQ6_K:
-      return {256, 210};
+    case WeightFormat::kF32: return {1, 4};
+    case WeightFormat::kF16: return {1, 2};
+    case WeightFormat::kBF16: return {1, 2};
+    case WeightFormat::kQ8_0: return {32, 34};  // half d; int8 q[32]
+    case WeightFormat::kQ4_0: return {32, 18};  // half d; nibbles q[16]: w = d * (q - 8)
+    case WeightFormat::kQ4_1: return {32, 20};  // half d, m; nibbles q[16]: w = d * q + m
+    case WeightFormat::kQ6_K: return {256, 210};
   }
   return {1, 4};
 }

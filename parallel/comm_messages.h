@@ -9,6 +9,7 @@
 //   bool block(milliseconds)    sleeps until something may have happened; false: nothing has
 //   std::string lost(world_rank)  why that peer is known to be gone; empty while it is not
 //   int64_t epoch(), AbortFlag& abort_flag()
+//   Use                         a guard held through every call of a communicator
 // Work happens at the call. A wait spins for 20 us, then blocks, and looks up every 1 to 5 ms: an
 // idle rank burns no core.
 // After any error the wire is poisoned: every later call on any group throws the first reason.
@@ -68,7 +69,9 @@ class MessageCommunicator final : public Communicator<kernels::CpuQueue> {
   void await(Queue& queue, Transfer transfer) override;
 
   void progress() override {
-    if (flights_in_use_ > 0) wire_.progress();
+    if (flights_in_use_ == 0) return;
+    const typename Wire::Use use(wire_);
+    wire_.progress();
   }
   void set_deadline(Clock::time_point deadline) override {
     deadline_ = deadline;
@@ -150,6 +153,7 @@ inline constexpr int64_t kDirectReduceBytes = 64 << 10;
 
 template <class Wire>
 void MessageCommunicator<Wire>::all_reduce(Queue&, std::span<float> data, const OpId& op) {
+  const typename Wire::Use use(wire_);
   begin(op);
   const int64_t count = static_cast<int64_t>(data.size()), n = size();
   if (n == 1 || count == 0) return;
@@ -185,6 +189,7 @@ void MessageCommunicator<Wire>::all_reduce(Queue&, std::span<float> data, const 
 template <class Wire>
 void MessageCommunicator<Wire>::all_gather(Queue&, ConstBytes own, Bytes out,
                                            std::span<const int64_t> bytes, const OpId& op) {
+  const typename Wire::Use use(wire_);
   begin(op);
   ANNULUS_CHECK(static_cast<int32_t>(bytes.size()) == size(), where(op));
   ANNULUS_CHECK(static_cast<int64_t>(own.size()) == bytes[index(rank_)], where(op), ": own ",
@@ -208,6 +213,7 @@ void MessageCommunicator<Wire>::all_gather(Queue&, ConstBytes own, Bytes out,
 template <class Wire>
 void MessageCommunicator<Wire>::all_to_all(Queue&, std::span<const ConstBytes> send,
                                            std::span<const Bytes> recv, const OpId& op) {
+  const typename Wire::Use use(wire_);
   begin(op);
   ANNULUS_CHECK(static_cast<int32_t>(send.size()) == size() && send.size() == recv.size(),
                 where(op));
@@ -222,6 +228,7 @@ void MessageCommunicator<Wire>::all_to_all(Queue&, std::span<const ConstBytes> s
 template <class Wire>
 Transfer MessageCommunicator<Wire>::exchange(Queue&, ConstBytes send, int32_t to, Bytes recv,
                                              int32_t from, const OpId& op) {
+  const typename Wire::Use use(wire_);
   begin(op);
   ANNULUS_CHECK(to >= 0 && to < size() && from >= 0 && from < size(), where(op), ": to ", to,
                 " from ", from);
@@ -250,6 +257,7 @@ template <class Wire>
 void MessageCommunicator<Wire>::await(Queue&, Transfer transfer) {
   const uint64_t id = transfer.release();
   if (id == 0) return;
+  const typename Wire::Use use(wire_);
   const size_t slot = index(id & 0xffffffffu) - 1;
   ANNULUS_CHECK(slot < flights_.size() && flights_[slot].live &&
                     flights_[slot].generation == static_cast<uint32_t>(id >> 32),

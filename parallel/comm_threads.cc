@@ -69,6 +69,10 @@ class ThreadWire {
     bool receiving = false;
   };
 
+  struct Use {
+    explicit Use(ThreadWire&) {}
+  };
+
   ThreadWire(Post& post, int32_t world_rank) : post_(post), me_(world_rank) {}
 
   Request send(int32_t to, ConstBytes bytes, uint64_t tag) {

@@ -6,10 +6,15 @@
 #include <ucs/config/global_opts.h>
 #include <ucs/debug/debug.h>
 
+#include <algorithm>
+#include <condition_variable>
 #include <csignal>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <sstream>
+#include <stop_token>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -25,6 +30,9 @@ namespace {
 
 constexpr auto kFlushAtEnd = std::chrono::milliseconds(200);
 constexpr auto kCloseAtEnd = std::chrono::milliseconds(200);
+constexpr auto kCareSoon = std::chrono::milliseconds(1);
+constexpr auto kCareSeldom = std::chrono::milliseconds(50);
+constexpr int64_t kSurelyEager = 1024;  // UCX's rendezvous begins at some KiB
 
 // May this UCX_TLS list bring shared memory?
 bool shares_memory(const std::string& transports) {
@@ -44,8 +52,10 @@ absl::Status unavailable(const char* what, ucs_status_t status) {
 class UcxWire {
  public:
   struct Request {
-    void* handle = nullptr;  // null: over
+    int32_t peer = 0;
     int64_t expected = -1;   // bytes of a receive; -1: a send
+    void* handle = nullptr;  // null: over
+    bool leaving = false;    // over, save for what it left in the peer's outbox
     ucs_status_t status = UCS_OK;
     int64_t received = -1;  // where it differs from that
   };
@@ -55,8 +65,17 @@ class UcxWire {
     bool breakable = false;  // UCX watches this peer, and lets go of it when told to
   };
 
+  class Use {
+   public:
+    explicit Use(UcxWire& wire) : lock_(wire.busy_) { ++wire.uses_; }
+
+   private:
+    std::lock_guard<std::mutex> lock_;
+  };
+
   UcxWire(int64_t epoch, int32_t ranks) : peers_(static_cast<size_t>(ranks)), epoch_(epoch) {}
   ~UcxWire() {
+    caretaker_ = {};
     if (worker_ != nullptr) {
       if (!aborted_.raised()) flush();
       close_breakable();
@@ -70,19 +89,20 @@ class UcxWire {
   absl::Status open(const UcxOptions& options);
   absl::StatusOr<std::string> worker_address() const;
   absl::Status connect(int32_t world_rank, const WorkerAddress& address);
+  void start_caretaker();  // after the last connect
 
   Request send(int32_t to, ConstBytes bytes, uint64_t tag) {
     const ucp_request_param_t param{};
     return started(ucp_tag_send_nbx(peers_[static_cast<size_t>(to)].endpoint, bytes.data(),
                                     bytes.size(), tag, &param),
-                   {});
+                   {.peer = to});
   }
-  Request recv(int32_t, Bytes bytes, uint64_t tag) {
+  Request recv(int32_t from, Bytes bytes, uint64_t tag) {
     ucp_request_param_t param{};
     // A receive that completes at once reports no length in UCX 1.13: always ask for a request.
     param.op_attr_mask = UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
     return started(ucp_tag_recv_nbx(worker_, bytes.data(), bytes.size(), tag, ~uint64_t{0}, &param),
-                   {.expected = static_cast<int64_t>(bytes.size())});
+                   {.peer = from, .expected = static_cast<int64_t>(bytes.size())});
   }
   bool done(Request& request);
   void cancel(Request& request);
@@ -107,6 +127,7 @@ class UcxWire {
   AbortFlag& abort_flag() { return aborted_; }
 
  private:
+  bool leaves_something(const Request& request) const;
   static Request started(void* result, Request request) {
     if (UCS_PTR_IS_ERR(result)) {
       request.status = UCS_PTR_STATUS(result);
@@ -119,6 +140,7 @@ class UcxWire {
     static_cast<Peer*>(arg)->lost = status == UCS_OK ? UCS_ERR_CONNECTION_RESET : status;
   }
   void flush();
+  void take_care(const std::stop_token& stop);
   void close_breakable();
   void progress_until(void* request, std::chrono::milliseconds limit);
 
@@ -129,6 +151,9 @@ class UcxWire {
   int64_t epoch_;
   bool shares_memory_ = false;
   AbortFlag aborted_;
+  std::mutex busy_;    // the worker's
+  uint64_t uses_ = 0;  // guarded by busy_
+  std::jthread caretaker_;
 };
 
 absl::Status UcxWire::open(const UcxOptions& options) {
@@ -146,6 +171,9 @@ absl::Status UcxWire::open(const UcxOptions& options) {
   const char* from_environment = std::getenv("UCX_TLS");
   shares_memory_ = shares_memory(from_environment ? from_environment : options.transports);
   if (absl::Status status = set("NET_DEVICES", options.net_devices); !status.ok()) return status;
+  // Twice the TCP bandwidth of 8 KiB segments (bench/link); not every build of UCX has them.
+  (void)set("TCP_TX_SEG_SIZE", "256K");
+  (void)set("TCP_RX_SEG_SIZE", "256K");
 
   ucp_params_t params{};
   params.field_mask =
@@ -198,7 +226,7 @@ absl::Status UcxWire::connect(int32_t world_rank, const WorkerAddress& address) 
 bool UcxWire::done(Request& request) {
   if (request.handle != nullptr) {
     ucs_status_t status;
-    if (request.expected >= 0) {
+    if (request.expected >= 0 && !request.leaving) {
       ucp_tag_recv_info_t info{};
       status = ucp_tag_recv_request_test(request.handle, &info);
       if (status == UCS_OK && static_cast<int64_t>(info.length) != request.expected)
@@ -212,14 +240,53 @@ bool UcxWire::done(Request& request) {
   }
   if (request.status != UCS_OK) throw WireError(ucs_status_string(request.status));
   if (request.received >= 0) throw WireError(absl::StrCat("received ", request.received, " bytes"));
-  return true;
+  if (request.leaving || !leaves_something(request)) return true;
+  // This rank may have nothing more to do after this operation, and then moves nothing along.
+  const ucp_request_param_t param{};
+  request = started(ucp_ep_flush_nbx(peers_[static_cast<size_t>(request.peer)].endpoint, &param),
+                    {.peer = request.peer, .leaving = true});
+  return request.handle == nullptr && done(request);
+}
+
+// A rendezvous received through shared memory is answered, and the answer waits here while the
+// sender's inbox is full. (Over TCP a flush needs the peer's help: that is the caretaker's part.)
+bool UcxWire::leaves_something(const Request& request) const {
+  return request.expected > kSurelyEager && !peers_[static_cast<size_t>(request.peer)].breakable;
+}
+
+// A network peer may still need this rank when it has nothing to do: to finish a connection, to
+// write what TCP has buffered. Memory needs no such help, so a world on one host has no caretaker.
+void UcxWire::start_caretaker() {
+  for (const Peer& peer : peers_) {
+    if (!peer.breakable) continue;
+    caretaker_ = std::jthread([this](const std::stop_token& stop) { take_care(stop); });
+    return;
+  }
+}
+
+void UcxWire::take_care(const std::stop_token& stop) {
+  std::mutex mutex;
+  std::condition_variable_any stopped;
+  auto pause = kCareSoon;
+  for (uint64_t seen = 0; !stop.stop_requested();) {
+    {
+      std::unique_lock lock(mutex);
+      stopped.wait_for(lock, stop, pause, [] { return false; });
+    }
+    const std::unique_lock lock(busy_, std::try_to_lock);
+    if (!lock.owns_lock()) continue;  // the owner moves everything along itself
+    pause = std::exchange(seen, uses_) == uses_ ? std::min(2 * pause, kCareSeldom) : kCareSoon;
+    if (progress()) pause = kCareSoon;
+  }
 }
 
 void UcxWire::cancel(Request& request) {
   if (request.handle == nullptr) return;
-  ucp_request_cancel(worker_, request.handle);
-  for (int i = 0; i < 64 && ucp_request_check_status(request.handle) == UCS_INPROGRESS; ++i)
-    ucp_worker_progress(worker_);
+  if (!request.leaving) {
+    ucp_request_cancel(worker_, request.handle);
+    for (int i = 0; i < 64 && ucp_request_check_status(request.handle) == UCS_INPROGRESS; ++i)
+      ucp_worker_progress(worker_);
+  }
   ucp_request_free(std::exchange(request.handle, nullptr));
 }
 
@@ -232,7 +299,6 @@ void UcxWire::progress_until(void* request, std::chrono::milliseconds limit) {
   ucp_request_free(request);
 }
 
-// TCP completes a send when it is buffered here: what others still wait for must leave first.
 void UcxWire::flush() {
   const ucp_request_param_t param{};
   progress_until(ucp_worker_flush_nbx(worker_, &param), kFlushAtEnd);
@@ -307,6 +373,7 @@ absl::Status UcxWorld::connect(std::span<const std::string> addresses) {
     if (absl::Status status = impl_->wire.connect(r, opened[static_cast<size_t>(r)]); !status.ok())
       return status;
   }
+  impl_->wire.start_caretaker();
   impl_->tp = impl_->make(GroupId::kTp);
   impl_->cp = impl_->make(GroupId::kCp);
   impl_->world = impl_->make(GroupId::kWorld);

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // UcxWorld: the CPU data plane of one rank and one epoch. One UCX context and worker, thrown away
-// whole: create -> address() travels through the control plane -> connect(all addresses) ->
-// groups()
-// -> destroy. Used by one thread at a time, save abort(). A lost peer on this host is not reported
-// by UCX: the control plane calls abort(), or the deadline decides; on another host its loss ends
-// the waits on it at once. After an error a world is only good for destruction, which does not wait
-// for peers (0.2 s at most) nor leaves descriptors, shared memory or threads behind.
-// UCX chooses the way per peer: shared memory and CMA within a host, RDMA or TCP between hosts.
-// UCX_TLS, UCX_NET_DEVICES and every other UCX_ variable of the environment win over the options.
+// whole: create, send address() through the control plane, connect(all addresses), groups(),
+// destroy. Used by one thread at a time, save abort(); a world with peers on other hosts has a
+// thread that answers them while this rank is idle (it wakes every 1 to 50 ms). A lost peer on this
+// host is not reported by UCX: the control plane calls abort(), or the deadline decides; on another
+// host its loss ends the waits on it at once. After an error a world is only good for destruction,
+// which does not wait for peers nor leaves descriptors, shared memory or threads behind. UCX
+// chooses the way per peer: shared memory and CMA within a host, RDMA or TCP between hosts.
+// UCX_TLS, UCX_NET_DEVICES and all UCX_ variables of the environment win over the options.
 #pragma once
 
 #include <cstdint>

@@ -117,7 +117,7 @@ struct Rank::Impl {
   std::vector<double> frequencies;
   ShardState state;
   std::deque<std::pair<int64_t, std::vector<int32_t>>> sampled;  // step, ids by row
-  int64_t workspace_peak = 0;                                    // of attention, bytes
+  int64_t workspace_peak = 0;                                    // of attention in this step, bytes
   std::atomic<int64_t> step{0}, progress{0};
   std::atomic<int32_t> layer{0};
 };
@@ -325,6 +325,7 @@ StepResult Rank::apply(const StepPlan& plan, Clock::time_point deadline) {
   const absl::Status valid = validate(self.state, plan, self.cp_rank());
   ANNULUS_CHECK(valid.ok(), valid.message());
   self.step.store(plan.step);
+  self.workspace_peak = 0;
   self.groups.cp->set_deadline(deadline);
   self.groups.tp->set_deadline(deadline);
 

@@ -110,8 +110,9 @@ int serve(ServeFlags& flags) {
   config.isa = std::min(*isa, kernels::detect_cpu_isa());
   config.local_workers = flags.workers == "local";
   if (config.threads == 0) {
-    // Where workers run elsewhere, their machine's cores are not known here.
-    config.threads = default_threads(config.local_workers ? config.topology.world() : 1,
+    // Workers that attach over the loopback share this machine; of others each has its own.
+    const bool here = config.local_workers || config.control_host == "127.0.0.1";
+    config.threads = default_threads(here ? config.topology.world() : 1,
                                      static_cast<int>(allowed_cores().size()));
   }
   return run_serve(config);

@@ -36,7 +36,9 @@ std::vector<int> allowed_cores() {
   return cores;
 }
 
-int default_threads(int ranks, int cores) { return std::max(1, cores / std::max(1, ranks)); }
+int default_threads(int ranks, int cores) {
+  return std::max(1, cores / std::max(1, ranks));
+}
 
 std::vector<std::vector<int>> cores_of_ranks(int ranks, int threads,
                                              const std::vector<int>& cores) {
@@ -53,8 +55,7 @@ std::vector<std::vector<int>> cores_of_ranks(int ranks, int threads,
 absl::StatusOr<kernels::Precision> parse_precision(const std::string& text) {
   if (text == "default") return kernels::Precision::kDefault;
   if (text == "fp32") return kernels::Precision::kF32;
-  return absl::InvalidArgumentError(
-      absl::StrCat("--precision is \"", text, "\": default or fp32"));
+  return absl::InvalidArgumentError(absl::StrCat("--precision is \"", text, "\": default or fp32"));
 }
 
 const char* name(kernels::Precision precision) {
@@ -70,13 +71,12 @@ absl::StatusOr<std::optional<parallel::Variant>> parse_attention(const std::stri
 }
 
 std::vector<std::string> worker_flags(const ServeConfig& config) {
-  std::vector<std::string> flags = {
-      "--model",           config.model,
-      "--threads",         absl::StrCat(config.threads),
-      "--cpu-isa",         kernels::name(config.isa),
-      "--max-message-mib", absl::StrCat(config.max_message_mib),
-      "--orphan-timeout",  absl::StrCat(config.orphan_timeout_s),
-      "--log-level",       config.log_level};
+  std::vector<std::string> flags = {"--model",           config.model,
+                                    "--threads",         absl::StrCat(config.threads),
+                                    "--cpu-isa",         kernels::name(config.isa),
+                                    "--max-message-mib", absl::StrCat(config.max_message_mib),
+                                    "--orphan-timeout",  absl::StrCat(config.orphan_timeout_s),
+                                    "--log-level",       config.log_level};
   if (config.overrides.context) {
     flags.insert(flags.end(), {"--context", absl::StrCat(*config.overrides.context)});
   }
@@ -115,8 +115,8 @@ std::string draw_secret() {
 bool set_up_logging(const std::string& who, const std::string& level) {
   const spdlog::level::level_enum parsed = spdlog::level::from_str(level);
   if (parsed == spdlog::level::off && level != "off") return false;
-  auto logger =
-      std::make_shared<spdlog::logger>("annulus", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+  auto logger = std::make_shared<spdlog::logger>("annulus",
+                                                 std::make_shared<spdlog::sinks::stderr_sink_mt>());
   logger->set_pattern(absl::StrCat("%H:%M:%S.%e %l [", who, "] %v"));
   logger->set_level(parsed);
   logger->flush_on(spdlog::level::trace);

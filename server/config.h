@@ -24,7 +24,7 @@ struct ServeConfig {
   parallel::ConfigOverrides overrides;
   std::string host = "127.0.0.1";
   int port = 50051;
-  std::string ready_file;  // gets the port once ready
+  std::string ready_file;                      // gets the port once ready
   std::optional<parallel::Variant> attention;  // empty: auto
   kernels::Precision precision = kernels::Precision::kDefault;
   int threads = 0;  // a rank; 0: cores / ranks

@@ -217,7 +217,8 @@ void Engine::Impl::handle(RankAnswer answer) {
   figures.kv_rows = result.kv_rows;
   figures.kv_bytes = result.kv_bytes;
   figures.resident_bytes = result.resident_bytes;
-  figures.workspace_peak_bytes = result.workspace_peak_bytes;
+  figures.workspace_peak_bytes =
+      std::max(figures.workspace_peak_bytes, result.workspace_peak_bytes);
   figures.step_us = static_cast<double>(result.step_us);
   figures.idle_us = static_cast<double>(result.idle_us);
   it->second.results.push_back(std::move(result));

@@ -29,7 +29,9 @@ absl::StatusOr<parallel::MachineProfile> EpochRank::meet(
   return rank_->measure();
 }
 
-void EpochRank::abort(const std::string& why) { world_->abort(why); }
+void EpochRank::abort(const std::string& why) {
+  world_->abort(why);
+}
 
 parallel::Rank::Breadcrumb EpochRank::breadcrumb() const {
   const std::lock_guard lock(mutex_);

@@ -46,7 +46,7 @@ class EpochRank {
   const parallel::Topology topology_;
   const int32_t world_rank_;
   std::unique_ptr<parallel::UcxWorld> world_;
-  mutable std::mutex mutex_;               // of the pointer below, not of what it points to
+  mutable std::mutex mutex_;              // of the pointer below, not of what it points to
   std::unique_ptr<parallel::Rank> rank_;  // dies before the world
 };
 

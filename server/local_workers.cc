@@ -28,8 +28,8 @@ constexpr size_t kMaxDoublings = 6;
 
 std::string describe_exit(int status) {
   if (WIFSIGNALED(status)) {
-    return absl::StrCat("was killed by signal ", WTERMSIG(status), " (", strsignal(WTERMSIG(status)),
-                        ")");
+    return absl::StrCat("was killed by signal ", WTERMSIG(status), " (",
+                        strsignal(WTERMSIG(status)), ")");
   }
   return absl::StrCat("ended with status ", WEXITSTATUS(status));
 }
@@ -46,7 +46,9 @@ std::vector<char*> pointers(std::vector<std::string>& strings) {
 LocalWorkers::LocalWorkers(Options options)
     : options_(std::move(options)), slots_(options_.children.size()) {}
 
-LocalWorkers::~LocalWorkers() { stop(std::chrono::milliseconds(0)); }
+LocalWorkers::~LocalWorkers() {
+  stop(std::chrono::milliseconds(0));
+}
 
 void LocalWorkers::start() {
   thread_ = std::thread([this] { supervise(); });
@@ -106,13 +108,12 @@ void LocalWorkers::on_exit(size_t rank, int status) {
   // Status 2 is a refusal or a model that cannot be read: the next one would end likewise.
   const bool hopeless = WIFEXITED(status) && WEXITSTATUS(status) == 2;
   if (hopeless || static_cast<int>(slot.deaths.size()) >= options_.max_deaths) {
-    gave_up_ = hopeless ? absl::StrCat(line, "; its own line says why")
-                        : absl::StrCat(line, ", for the ", slot.deaths.size(),
-                                       "th time within a minute");
+    gave_up_ =
+        hopeless ? absl::StrCat(line, "; its own line says why")
+                 : absl::StrCat(line, ", for the ", slot.deaths.size(), "th time within a minute");
     return;
   }
-  const auto delay =
-      kFirstDelay * (int64_t{1} << std::min(slot.deaths.size() - 1, kMaxDoublings));
+  const auto delay = kFirstDelay * (int64_t{1} << std::min(slot.deaths.size() - 1, kMaxDoublings));
   slot.start_at = now + delay;
   spdlog::warn("{}: starting it again in {} ms", line, delay.count());
 }

@@ -6,6 +6,7 @@
 
 #include "server/build.h"
 #include "server/cli_commands.h"
+#include "server/rpc/grpc_log.h"
 
 namespace {
 
@@ -19,6 +20,7 @@ Every subcommand has --help with examples.)";
 }  // namespace
 
 int main(int argc, char** argv) {
+  annulus::server::tame_grpc_log();
   CLI::App app("Annulus: exact long-context inference over tensor- and context-parallel ranks",
                "annulus");
   app.footer(kExamples);

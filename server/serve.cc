@@ -114,20 +114,20 @@ absl::Status FrontEnd::start_engine() {
   control.host = config_.control_host;
   control.port = config_.control_port;
   control.max_message_bytes = max_message_bytes;
-  control.epoch = {.topology = config_.topology,
-                   .build = kBuild,
-                   .secret = config_.secret,
-                   .model_fingerprint = model_.checkpoint->fingerprint(),
-                   .policy = {.shape = parallel::attention_shape(llama, config_.topology,
-                                                                 config_.precision),
-                              .cp = config_.topology.cp,
-                              .profile = {},
-                              .workspace_limit_bytes = workspace_bytes},
-                   .precision = name(config_.precision),
-                   .context = llama.context,
-                   .kv_capacity_rows = config_.kv_rows,
-                   .page_tokens = config_.page_tokens,
-                   .workspace_limit_bytes = workspace_bytes};
+  control.epoch = {
+      .topology = config_.topology,
+      .build = kBuild,
+      .secret = config_.secret,
+      .model_fingerprint = model_.checkpoint->fingerprint(),
+      .policy = {.shape = parallel::attention_shape(llama, config_.topology, config_.precision),
+                 .cp = config_.topology.cp,
+                 .profile = {},
+                 .workspace_limit_bytes = workspace_bytes},
+      .precision = name(config_.precision),
+      .context = llama.context,
+      .kv_capacity_rows = config_.kv_rows,
+      .page_tokens = config_.page_tokens,
+      .workspace_limit_bytes = workspace_bytes};
   control.on_stuck = [this](int64_t pid) {
     if (workers_) workers_->replace(pid);
   };
@@ -149,9 +149,8 @@ absl::Status FrontEnd::start_engine() {
   options.host = config_.host;
   options.port = config_.port;
   options.max_message_bytes = max_message_bytes;
-  const ModelFacts facts{.path = config_.model,
-                         .precision = name(config_.precision),
-                         .served_context = llama.context};
+  const ModelFacts facts{
+      .path = config_.model, .precision = name(config_.precision), .served_context = llama.context};
   auto server = PublicServer::start(*engine_, model_.tokenizer, llama, facts, options);
   if (!server.ok()) return server.status();
   public_server_ = *std::move(server);
@@ -195,10 +194,9 @@ void FrontEnd::print_external_commands() const {
   std::printf("annulus: waiting for %d workers; start each with one of\n",
               config_.topology.world());
   for (int rank = 0; rank < config_.topology.world(); ++rank) {
-    std::vector<std::string> command = {"annulus",   "worker",
-                                        "--connect", absl::StrCat(host, ":", control_->port()),
-                                        "--secret",  config_.secret,
-                                        "--rank",    absl::StrCat(rank)};
+    std::vector<std::string> command = {
+        "annulus",  "worker",       "--connect", absl::StrCat(host, ":", control_->port()),
+        "--secret", config_.secret, "--rank",    absl::StrCat(rank)};
     const std::vector<std::string> flags = worker_flags(config_);
     command.insert(command.end(), flags.begin(), flags.end());
     std::printf("  %s\n", shell_command(command).c_str());
@@ -211,8 +209,8 @@ void FrontEnd::announce() {
   const std::string host = config_.host == "0.0.0.0" ? "127.0.0.1" : config_.host;
   std::printf("annulus: ready on %s:%d (tp %d x cp %d, %s, context %lld, %s, %d threads a rank)\n",
               host.c_str(), public_server_->port(), config_.topology.tp, config_.topology.cp,
-              llama.name.c_str(), static_cast<long long>(llama.context),
-              kernels::name(config_.isa), config_.threads);
+              llama.name.c_str(), static_cast<long long>(llama.context), kernels::name(config_.isa),
+              config_.threads);
   std::fflush(stdout);
 }
 
@@ -230,6 +228,8 @@ std::string FrontEnd::trouble() const {
 
 int FrontEnd::run() {
   int code = 0;
+  std::error_code ignored;  // one of an earlier run would be believed
+  if (!config_.ready_file.empty()) std::filesystem::remove(config_.ready_file, ignored);
   for (;;) {
     if (signalled(kLook)) {
       drain();
@@ -239,8 +239,7 @@ int FrontEnd::run() {
       ready_ = true;
       announce();
       if (!config_.ready_file.empty()) {
-        const absl::Status status =
-            write_ready_file(config_.ready_file, public_server_->port());
+        const absl::Status status = write_ready_file(config_.ready_file, public_server_->port());
         if (!status.ok()) {
           code = usage_error(status.message());
           break;
@@ -253,15 +252,15 @@ int FrontEnd::run() {
       break;
     }
   }
+  if (!config_.ready_file.empty()) std::filesystem::remove(config_.ready_file, ignored);
   end();
   return code;
 }
 
 void FrontEnd::drain() {
   public_server_->drain();
-  const auto until =
-      Clock::now() + std::chrono::duration_cast<Clock::duration>(
-                         std::chrono::duration<double>(config_.drain_timeout_s));
+  const auto until = Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                                        std::chrono::duration<double>(config_.drain_timeout_s));
   const auto busy = [this] {
     const ClusterStatus status = engine_->status();
     return status.requests_running + status.requests_waiting;

@@ -2,13 +2,13 @@
 #include "server/worker.h"
 
 #include <spdlog/spdlog.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <csignal>
-#include <deque>
 #include <fstream>
 #include <memory>
 #include <mutex>
@@ -23,6 +23,7 @@
 #include "server/epoch_rank.h"
 #include "server/rpc/control_client.h"
 #include "server/rpc/profile.h"
+#include "server/worker_inbox.h"
 
 namespace annulus::server {
 
@@ -52,46 +53,6 @@ int64_t resident_bytes() {
 float us_since(Clock::time_point start) {
   return std::chrono::duration<float, std::micro>(Clock::now() - start).count();
 }
-
-// Messages between the reading and the computing thread, with the count of plans among them.
-class Inbox {
- public:
-  void push(v1::FrontMessage message) {
-    {
-      const std::lock_guard lock(mutex_);
-      if (message.has_plan()) ++plans_;
-      queue_.push_back(std::move(message));
-    }
-    wake_.notify_one();
-  }
-  void close() {
-    {
-      const std::lock_guard lock(mutex_);
-      closed_ = true;
-    }
-    wake_.notify_one();
-  }
-  std::optional<v1::FrontMessage> pop() {  // nullopt: closed, and nothing is left that matters
-    std::unique_lock lock(mutex_);
-    wake_.wait(lock, [this] { return closed_ || !queue_.empty(); });
-    if (queue_.empty()) return std::nullopt;
-    v1::FrontMessage message = std::move(queue_.front());
-    queue_.pop_front();
-    if (message.has_plan()) --plans_;
-    return message;
-  }
-  int32_t plans() {
-    const std::lock_guard lock(mutex_);
-    return plans_;
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::deque<v1::FrontMessage> queue_;
-  int32_t plans_ = 0;
-  bool closed_ = false;
-};
 
 // The weights of the last assignment, kept over epochs and attachments.
 struct HeldWeights {
@@ -223,17 +184,10 @@ void Session::heartbeat_loop() {
 
 bool Session::handle(const v1::FrontMessage& message, SessionEnd& end) {
   switch (message.message_case()) {
-    case v1::FrontMessage::kAssignment:
-      on_assignment(message.assignment());
-      return true;
-    case v1::FrontMessage::kPeers:
-      on_peers(message.peers());
-      return true;
-    case v1::FrontMessage::kStart:
-      return true;
-    case v1::FrontMessage::kPlan:
-      on_plan(message.plan());
-      return true;
+    case v1::FrontMessage::kAssignment: on_assignment(message.assignment()); return true;
+    case v1::FrontMessage::kPeers: on_peers(message.peers()); return true;
+    case v1::FrontMessage::kStart: return true;
+    case v1::FrontMessage::kPlan: on_plan(message.plan()); return true;
     case v1::FrontMessage::kAbortEpoch:
       if (const auto epoch = current(); epoch && epoch->epoch() <= message.abort_epoch().epoch()) {
         spdlog::info("epoch {} is over: {}", epoch->epoch(), message.abort_epoch().why());
@@ -245,11 +199,8 @@ bool Session::handle(const v1::FrontMessage& message, SessionEnd& end) {
                     message.refused().why());
       end = SessionEnd::kRefused;
       return false;
-    case v1::FrontMessage::kShutdown:
-      end = SessionEnd::kShutdown;
-      return false;
-    case v1::FrontMessage::MESSAGE_NOT_SET:
-      return true;
+    case v1::FrontMessage::kShutdown: end = SessionEnd::kShutdown; return false;
+    case v1::FrontMessage::MESSAGE_NOT_SET: return true;
   }
   return true;
 }
@@ -285,15 +236,15 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
     held_ = {};  // both at once might not fit
     const Clock::time_point began = Clock::now();
     Clock::time_point told = began;
-    auto weights = parallel::load_weights(
-        checkpoint_, tp_rank, topology.tp, precision, [&](int64_t done, int64_t total) {
-          if (Clock::now() - told < kHeartbeat) return;
-          told = Clock::now();
-          v1::WorkerMessage message;
-          message.mutable_load_progress()->set_done_bytes(done);
-          message.mutable_load_progress()->set_total_bytes(total);
-          client_.write(message);
-        });
+    auto weights = parallel::load_weights(checkpoint_, tp_rank, topology.tp, precision,
+                                          [&](int64_t done, int64_t total) {
+                                            if (Clock::now() - told < kHeartbeat) return;
+                                            told = Clock::now();
+                                            v1::WorkerMessage message;
+                                            message.mutable_load_progress()->set_done_bytes(done);
+                                            message.mutable_load_progress()->set_total_bytes(total);
+                                            client_.write(message);
+                                          });
     if (!weights.ok()) return weights.status();
     held_ = {.weights = std::make_shared<const parallel::LlamaWeights>(*std::move(weights)),
              .tp = topology.tp,
@@ -322,8 +273,7 @@ void Session::on_peers(const v1::Peers& peers) {
   if (!epoch || epoch->epoch() != peers.epoch() || epoch->met() || over(peers.epoch())) return;
   const std::vector<std::string> addresses(peers.addresses().begin(), peers.addresses().end());
   try {
-    const auto profile =
-        epoch->meet(addresses, checkpoint_.config(), held_.weights, rank_options_);
+    const auto profile = epoch->meet(addresses, checkpoint_.config(), held_.weights, rank_options_);
     if (!profile.ok()) return fail(std::string(profile.status().message()));
     v1::WorkerMessage message;
     v1::Ready* ready = message.mutable_ready();
@@ -403,6 +353,7 @@ void end_on_signals() {
 }  // namespace
 
 int run_worker(const WorkerOptions& options) {
+  prctl(PR_SET_NAME, "annulus-worker");  // a local one was started as /proc/self/exe
   end_on_signals();
   auto checkpoint = parallel::Checkpoint::open(options.model, options.overrides);
   if (!checkpoint.ok()) {

@@ -10,7 +10,9 @@ namespace {
 thread_local std::string context;
 }
 
-void set_check_context(std::string text) { context = std::move(text); }
+void set_check_context(std::string text) {
+  context = std::move(text);
+}
 
 void check_failed(const char* expression, const char* file, int line, const std::string& values) {
   std::fprintf(stderr, "%s%scheck failed: %s (%s) at %s:%d\n", context.c_str(),

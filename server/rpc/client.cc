@@ -30,9 +30,9 @@ struct InferenceClient::Impl {
     const absl::Status out = from_grpc(status);
     // A server's own UNAVAILABLE comes over a connection that stands.
     if (!absl::IsUnavailable(out) || channel->GetState(false) == GRPC_CHANNEL_READY) return out;
-    return absl::UnavailableError(absl::StrCat(
-        "no server answers at ", address,
-        ": start one with `annulus serve`, or name another with --server HOST:PORT"));
+    return absl::UnavailableError(
+        absl::StrCat("no server answers at ", address,
+                     ": start one with `annulus serve`, or name another with --server HOST:PORT"));
   }
 
   template <class Request, class Response, class Method>
@@ -67,12 +67,17 @@ absl::Status InferenceClient::generate(
   }
   const auto reader = impl_->stub->Generate(&context, request);
   v1::GenerateResponse response;
-  while (reader->Read(&response)) on_event(response);
+  bool answered = false;
+  while (reader->Read(&response)) {
+    answered = true;
+    on_event(response);
+  }
   const grpc::Status status = reader->Finish();
   {
     const std::lock_guard lock(impl_->mutex);
     impl_->running = nullptr;
   }
+  if (answered) return from_grpc(status);  // the server was there
   return impl_->explain(status);
 }
 
@@ -99,8 +104,7 @@ absl::Status InferenceClient::rewind(const std::string& session, int64_t length)
   v1::RewindSessionRequest request;
   request.set_session(session);
   request.set_length(length);
-  grpc::Status (v1::Inference::Stub::*method)(grpc::ClientContext*,
-                                              const v1::RewindSessionRequest&,
+  grpc::Status (v1::Inference::Stub::*method)(grpc::ClientContext*, const v1::RewindSessionRequest&,
                                               v1::RewindSessionResponse*) =
       &v1::Inference::Stub::RewindSession;
   return impl_->call<v1::RewindSessionRequest, v1::RewindSessionResponse>(method, request).status();
@@ -110,8 +114,8 @@ absl::StatusOr<bool> InferenceClient::serving() {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + kQuick);
   grpc::health::v1::HealthCheckResponse response;
-  const grpc::Status status = grpc::health::v1::Health::NewStub(impl_->channel)
-                                  ->Check(&context, {}, &response);
+  const grpc::Status status =
+      grpc::health::v1::Health::NewStub(impl_->channel)->Check(&context, {}, &response);
   if (!status.ok()) return impl_->explain(status);
   return response.status() == grpc::health::v1::HealthCheckResponse::SERVING;
 }

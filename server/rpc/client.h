@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The client of the command line: blocking calls of annulus.v1.Inference. One object per server; any
-// thread. Errors are those of the call; Unavailable, where nobody answers, says what to do.
+// The client of the command line: blocking calls of annulus.v1.Inference. One object per server;
+// any thread. Errors are those of the call; Unavailable, where nobody answers, says what to do.
 #pragma once
 
 #include <cstdint>

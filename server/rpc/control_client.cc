@@ -36,17 +36,17 @@ absl::StatusOr<std::unique_ptr<ControlClient>> ControlClient::connect(const std:
                                                                       int64_t max_message_bytes,
                                                                       absl::Duration patience) {
   grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(static_cast<int>(
-      std::min<int64_t>(max_message_bytes, std::numeric_limits<int>::max())));
+  arguments.SetMaxReceiveMessageSize(
+      static_cast<int>(std::min<int64_t>(max_message_bytes, std::numeric_limits<int>::max())));
   // A front end whose host is cut off sends no reset: pings find out.
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 2000);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 3000);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
-  // Channels with equal arguments share connections and their back-off; every attachment is its own.
+  // Channels with equal arguments share connections and their back-off; every attachment is its
+  // own.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   auto impl = std::make_unique<Impl>();
-  impl->channel =
-      grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  impl->channel = grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
   if (!impl->channel->WaitForConnected(std::chrono::system_clock::now() +
                                        absl::ToChronoMilliseconds(patience))) {
     return absl::UnavailableError(absl::StrCat("no front end answers at ", address));
@@ -56,7 +56,9 @@ absl::StatusOr<std::unique_ptr<ControlClient>> ControlClient::connect(const std:
   return std::unique_ptr<ControlClient>(new ControlClient(std::move(impl)));
 }
 
-bool ControlClient::read(v1::FrontMessage* message) { return impl_->stream->Read(message); }
+bool ControlClient::read(v1::FrontMessage* message) {
+  return impl_->stream->Read(message);
+}
 
 bool ControlClient::write(const v1::WorkerMessage& message) {
   const std::lock_guard lock(impl_->write_mutex);
@@ -68,6 +70,8 @@ void ControlClient::say_goodbye() {
   impl_->stream->WritesDone();
 }
 
-void ControlClient::cancel() { impl_->context.TryCancel(); }
+void ControlClient::cancel() {
+  impl_->context.TryCancel();
+}
 
 }  // namespace annulus::server

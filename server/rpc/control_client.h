@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A worker's end of the control plane: one stream of messages both ways, blocking. One thread reads;
-// any thread writes or cancels. Owned by the worker, one per attachment.
+// A worker's end of the control plane: one stream of messages both ways, blocking. One thread
+// reads; any thread writes or cancels. Owned by the worker, one per attachment.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ class ControlClient {
                                                                 absl::Duration patience);
   ~ControlClient();  // cancels
 
-  bool read(v1::FrontMessage* message);         // false: the stream is over
+  bool read(v1::FrontMessage* message);          // false: the stream is over
   bool write(const v1::WorkerMessage& message);  // false: the stream is over
   void say_goodbye();  // no more writes; the front end then ends the stream
   void cancel();

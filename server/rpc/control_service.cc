@@ -249,7 +249,9 @@ void ControlService::send(const parallel::StepPlan& plan, const parallel::ShardS
   impl_->apply();
 }
 
-int ControlService::port() const { return impl_->listening.port; }
+int ControlService::port() const {
+  return impl_->listening.port;
+}
 
 EpochCoordinator::Status ControlService::status() const {
   const std::lock_guard lock(impl_->mutex);

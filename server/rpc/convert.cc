@@ -85,10 +85,8 @@ absl::StatusOr<std::vector<int32_t>> prompt_ids(const v1::GenerateRequest& proto
             "is not computed again");
       }
       return encode_chat(proto.chat(), tokenizer);
-    case v1::GenerateRequest::kPackedTokens:
-      return unpack_tokens(proto.packed_tokens(), vocab);
-    case v1::GenerateRequest::kTokens:
-      return token_ids(proto.tokens().ids(), vocab, "tokens");
+    case v1::GenerateRequest::kPackedTokens: return unpack_tokens(proto.packed_tokens(), vocab);
+    case v1::GenerateRequest::kTokens: return token_ids(proto.tokens().ids(), vocab, "tokens");
     case v1::GenerateRequest::PROMPT_NOT_SET:
       if (proto.append()) return std::vector<int32_t>();  // the session's answer goes on
       break;
@@ -132,17 +130,10 @@ absl::Status set_logprobs(const v1::GenerateRequest& proto, GenerateRequest& out
 
 absl::Status set_debug(const v1::GenerateRequest& proto, GenerateRequest& out) {
   switch (proto.attention()) {
-    case v1::ATTENTION_AUTO:
-      break;
-    case v1::ATTENTION_PASS_KV:
-      out.variant = parallel::Variant::kPassKv;
-      break;
-    case v1::ATTENTION_PASS_Q:
-      out.variant = parallel::Variant::kPassQ;
-      break;
-    case v1::ATTENTION_GATHER_Q:
-      out.variant = parallel::Variant::kGatherQ;
-      break;
+    case v1::ATTENTION_AUTO: break;
+    case v1::ATTENTION_PASS_KV: out.variant = parallel::Variant::kPassKv; break;
+    case v1::ATTENTION_PASS_Q: out.variant = parallel::Variant::kPassQ; break;
+    case v1::ATTENTION_GATHER_Q: out.variant = parallel::Variant::kGatherQ; break;
     default:
       return invalid("attention is ", static_cast<int>(proto.attention()),
                      ": 0 (auto), 1 (pass-kv), 2 (pass-q) or 3 (gather-q)");
@@ -254,12 +245,9 @@ absl::StatusOr<v1::DetokenizeResponse> detokenize(const v1::DetokenizeRequest& p
 
 v1::Attention to_proto(parallel::Variant variant) {
   switch (variant) {
-    case parallel::Variant::kPassKv:
-      return v1::ATTENTION_PASS_KV;
-    case parallel::Variant::kPassQ:
-      return v1::ATTENTION_PASS_Q;
-    case parallel::Variant::kGatherQ:
-      return v1::ATTENTION_GATHER_Q;
+    case parallel::Variant::kPassKv: return v1::ATTENTION_PASS_KV;
+    case parallel::Variant::kPassQ: return v1::ATTENTION_PASS_Q;
+    case parallel::Variant::kGatherQ: return v1::ATTENTION_GATHER_Q;
   }
   return v1::ATTENTION_AUTO;
 }

@@ -2,9 +2,10 @@
 // Between the public protocol (proto/annulus/v1/inference.proto) and server/request.h, in both
 // directions and nowhere else. Refused here is what has no meaning in request.h (ids outside the
 // vocabulary, no prompt, text that cannot be encoded); ranges are checked by the engine
-// (request_check.h). Every refusal is one line that names the field and says what to do. Pure but for
-// draw_seed; any thread. Tokenising a long prompt takes seconds: never on a gRPC thread. Errors:
-// InvalidArgument (the client can mend it), FailedPrecondition (no tokenizer or chat template).
+// (request_check.h). Every refusal is one line that names the field and says what to do. Pure but
+// for draw_seed; any thread. Tokenising a long prompt takes seconds: never on a gRPC thread.
+// Errors: InvalidArgument (the client can mend it), FailedPrecondition (no tokenizer or chat
+// template).
 #pragma once
 
 #include <cstdint>

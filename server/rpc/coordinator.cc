@@ -19,9 +19,9 @@ using std::chrono::duration;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-constexpr seconds kSilence{3};          // without a heartbeat: lost
-constexpr seconds kStartSilence{60};    // without news while an epoch starts: lost
-constexpr seconds kStepGrace{2};        // a rank's own deadline comes first: it knows which hop
+constexpr seconds kSilence{3};        // without a heartbeat: lost
+constexpr seconds kStartSilence{60};  // without news while an epoch starts: lost
+constexpr seconds kStepGrace{2};      // a rank's own deadline comes first: it knows which hop
 constexpr milliseconds kFailureGrace{150};
 constexpr seconds kYoung{10};
 constexpr milliseconds kFirstBackOff{100};
@@ -39,7 +39,9 @@ bool same_secret(const std::string& a, const std::string& b) {
   return difference == 0;
 }
 
-std::string one_decimal(double value) { return absl::StrCat(std::round(value * 10) / 10); }
+std::string one_decimal(double value) {
+  return absl::StrCat(std::round(value * 10) / 10);
+}
 
 }  // namespace
 
@@ -66,28 +68,19 @@ void EpochCoordinator::received(WorkerId id, const v1::WorkerMessage& message, T
     return refuse(id, "the first message must be Register", now);
   }
   switch (message.message_case()) {
-    case v1::WorkerMessage::kRegister:
-      return on_register(id, worker, message.register_(), now);
-    case v1::WorkerMessage::kLoadProgress:
-      worker.moved = now;
-      return;
-    case v1::WorkerMessage::kDataAddress:
-      return on_address(worker, message.data_address(), now);
-    case v1::WorkerMessage::kReady:
-      return on_ready(id, worker, message.ready(), now);
-    case v1::WorkerMessage::kHeartbeat:
-      worker.heartbeat = message.heartbeat();
-      return;
+    case v1::WorkerMessage::kRegister: return on_register(id, worker, message.register_(), now);
+    case v1::WorkerMessage::kLoadProgress: worker.moved = now; return;
+    case v1::WorkerMessage::kDataAddress: return on_address(worker, message.data_address(), now);
+    case v1::WorkerMessage::kReady: return on_ready(id, worker, message.ready(), now);
+    case v1::WorkerMessage::kHeartbeat: worker.heartbeat = message.heartbeat(); return;
     case v1::WorkerMessage::kFailure:
       if (message.failure().epoch() == epoch_ && phase_ != Phase::kWaiting && !failure_) {
         failure_ = PendingFailure{absl::StrCat(describe(worker), ": ", message.failure().what()),
                                   now + kFailureGrace};
       }
       return;
-    case v1::WorkerMessage::kAnswer:
-      return on_answer(id, worker, message.answer(), now);
-    case v1::WorkerMessage::MESSAGE_NOT_SET:
-      return;
+    case v1::WorkerMessage::kAnswer: return on_answer(id, worker, message.answer(), now);
+    case v1::WorkerMessage::MESSAGE_NOT_SET: return;
   }
 }
 
@@ -96,8 +89,10 @@ void EpochCoordinator::on_register(WorkerId id, Worker& worker, const v1::Regist
   const int32_t world = plan_.topology.world();
   if (worker.registered) return refuse(id, "registered twice", now);
   if (message.build() != plan_.build) {
-    return refuse(id, absl::StrCat("this worker is annulus ", message.build(),
-                                   ", the front end is ", plan_.build, ": run the same build"), now);
+    return refuse(id,
+                  absl::StrCat("this worker is annulus ", message.build(), ", the front end is ",
+                               plan_.build, ": run the same build"),
+                  now);
   }
   if (!same_secret(message.secret(), plan_.secret)) {
     return refuse(id, "wrong secret: give the worker the --secret of its front end", now);
@@ -105,16 +100,18 @@ void EpochCoordinator::on_register(WorkerId id, Worker& worker, const v1::Regist
   if (message.model_fingerprint() != plan_.model_fingerprint) {
     return refuse(id,
                   "this worker holds another model than the front end: give it the same --model, "
-                  "--rope-theta and --rope-scaling", now);
+                  "--rope-theta and --rope-scaling",
+                  now);
   }
   int32_t rank = message.wanted_rank();
   if (rank >= world) {
-    return refuse(id, absl::StrCat("there is no rank ", rank, ": this job has ranks 0 to ",
-                                   world - 1), now);
+    return refuse(
+        id, absl::StrCat("there is no rank ", rank, ": this job has ranks 0 to ", world - 1), now);
   }
   if (rank < 0) {
     const auto free = std::find(by_rank_.begin(), by_rank_.end(), 0);
-    if (free == by_rank_.end()) return refuse(id, absl::StrCat("all ", world, " ranks are taken"), now);
+    if (free == by_rank_.end())
+      return refuse(id, absl::StrCat("all ", world, " ranks are taken"), now);
     rank = static_cast<int32_t>(free - by_rank_.begin());
   }
   WorkerId& holder = by_rank_[static_cast<size_t>(rank)];
@@ -156,13 +153,12 @@ void EpochCoordinator::on_address(Worker& worker, const v1::DataAddress& message
 
 void EpochCoordinator::on_ready(WorkerId id, Worker& worker, const v1::Ready& message, Time now) {
   if (message.epoch() != epoch_ || phase_ != Phase::kMeeting) return;
-  const auto profile = profile_from_values(
-      {message.profile().values().begin(), message.profile().values().end()});
+  const auto profile =
+      profile_from_values({message.profile().values().begin(), message.profile().values().end()});
   if (!profile.ok() || message.kv_capacity_rows() < 1) {
-    return lose(id,
-                profile.ok() ? "it has room for no KV at all"
-                             : std::string(profile.status().message()),
-                /*stuck=*/false, now);
+    return lose(
+        id, profile.ok() ? "it has room for no KV at all" : std::string(profile.status().message()),
+        /*stuck=*/false, now);
   }
   worker.profile = *profile;
   worker.kv_capacity_rows = message.kv_capacity_rows();
@@ -188,8 +184,8 @@ void EpochCoordinator::on_ready(WorkerId id, Worker& worker, const v1::Ready& me
   v1::FrontMessage out;
   out.mutable_start()->set_epoch(epoch_);
   broadcast(out);
-  spdlog::info("epoch {} is ready: tp {} x cp {}, KV for {} tokens a rank", epoch_,
-               plan_.topology.tp, plan_.topology.cp, ready.kv_capacity_rows);
+  spdlog::debug("epoch {} is ready: tp {} x cp {}, KV for {} tokens a rank", epoch_,
+                plan_.topology.tp, plan_.topology.cp, ready.kv_capacity_rows);
   effects_.events.emplace_back(std::move(ready));
 }
 
@@ -201,9 +197,8 @@ void EpochCoordinator::on_answer(WorkerId id, Worker& worker, const v1::StepAnsw
     return lose(id, absl::StrCat("its answer does not parse: ", result.status().message()),
                 /*stuck=*/false, now);
   }
-  const auto flight =
-      std::find_if(flights_.begin(), flights_.end(),
-                   [&](const Flight& entry) { return entry.step == result->step; });
+  const auto flight = std::find_if(flights_.begin(), flights_.end(),
+                                   [&](const Flight& entry) { return entry.step == result->step; });
   const auto rank = static_cast<size_t>(worker.rank);
   if (flight == flights_.end() || flight->answered[rank] || result->world_rank != worker.rank ||
       result->epoch != epoch_) {
@@ -243,17 +238,31 @@ void EpochCoordinator::tick(Time now) {
     const Flight& oldest = flights_.front();
     const double taken_s = seconds_between(oldest.since, now);
     if (taken_s > oldest.deadline_s + duration<double>(kStepGrace).count()) {
-      end_epoch(absl::StrCat("step ", oldest.step, " passed its deadline of ",
-                             one_decimal(oldest.deadline_s), " s; no answer from ",
-                             late_ranks(oldest)),
-                now);
+      end_epoch(
+          absl::StrCat("step ", oldest.step, " passed its deadline of ",
+                       one_decimal(oldest.deadline_s), " s; no answer from ", late_ranks(oldest)),
+          now);
     }
   }
   begin_if_complete(now);
+  announce_waiting();
 }
 
-void EpochCoordinator::send_plan(const parallel::StepPlan& plan,
-                                 const parallel::ShardState& before, double expected_us, Time now) {
+// Whoever asks why nothing is served hears the end of the last epoch and what the next one lacks.
+void EpochCoordinator::announce_waiting() {
+  if (!started_ || ending_ || phase_ == Phase::kRunning) {
+    announced_.clear();
+    return;
+  }
+  std::string why =
+      absl::StrCat(last_end_, last_end_.empty() ? "" : "; ", "waiting for ", status().waiting_for);
+  if (status().waiting_for.empty() || why == announced_) return;
+  announced_ = std::move(why);
+  effects_.events.emplace_back(EpochLost{epoch_, announced_});
+}
+
+void EpochCoordinator::send_plan(const parallel::StepPlan& plan, const parallel::ShardState& before,
+                                 double expected_us, Time now) {
   if (phase_ != Phase::kRunning || plan.epoch != epoch_) return;
   const double limit_s = deadline_s(expected_us);
   flights_.push_back({.step = plan.step,
@@ -264,8 +273,7 @@ void EpochCoordinator::send_plan(const parallel::StepPlan& plan,
     v1::FrontMessage out;
     out.mutable_plan()->set_epoch(epoch_);
     out.mutable_plan()->set_deadline_s(limit_s);
-    out.mutable_plan()->set_plan(
-        parallel::encode(parallel::plan_for_rank(before, plan, cp_rank)));
+    out.mutable_plan()->set_plan(parallel::encode(parallel::plan_for_rank(before, plan, cp_rank)));
     for (int32_t tp_rank = 0; tp_rank < plan_.topology.tp; ++tp_rank) {
       const auto rank = static_cast<size_t>(plan_.topology.world_rank(tp_rank, cp_rank));
       effects_.messages.push_back({by_rank_[rank], out});
@@ -281,7 +289,9 @@ void EpochCoordinator::shutdown() {
   broadcast(out);
 }
 
-EpochCoordinator::Effects EpochCoordinator::take() { return std::exchange(effects_, {}); }
+EpochCoordinator::Effects EpochCoordinator::take() {
+  return std::exchange(effects_, {});
+}
 
 EpochCoordinator::Status EpochCoordinator::status() const {
   Status out{.epoch = epoch_,
@@ -296,11 +306,11 @@ EpochCoordinator::Status EpochCoordinator::status() const {
     if (id == 0 || (starting && !workers_.at(id).done)) missing.push_back(rank);
   }
   if (!missing.empty()) {
-    out.waiting_for = absl::StrCat(
-        missing.size() == 1 ? "rank " : "ranks ", absl::StrJoin(missing, ", "),
-        phase_ == Phase::kWaiting   ? " to attach"
-        : phase_ == Phase::kLoading ? " to load weights"
-                                    : " to meet the others");
+    out.waiting_for =
+        absl::StrCat(missing.size() == 1 ? "rank " : "ranks ", absl::StrJoin(missing, ", "),
+                     phase_ == Phase::kWaiting   ? " to attach"
+                     : phase_ == Phase::kLoading ? " to load weights"
+                                                 : " to meet the others");
   }
   return out;
 }
@@ -366,8 +376,9 @@ void EpochCoordinator::lose(WorkerId id, const std::string& why, bool stuck, Tim
 }
 
 void EpochCoordinator::end_epoch(const std::string& why, Time now) {
-  spdlog::warn("epoch {} ended: {}", epoch_, why);
   const bool ran = phase_ == Phase::kRunning;
+  // The end of an epoch that ran is the engine's to log.
+  if (!ran) spdlog::warn("epoch {} did not start: {}", epoch_, why);
   phase_ = Phase::kWaiting;
   failure_.reset();
   flights_.clear();

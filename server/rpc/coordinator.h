@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The front end's half of the control protocol (proto/annulus/v1/worker.proto) as a state machine:
-// who is attached, which rank each one is, how far the epoch has come, which steps are in flight. No
-// clock, no locks, no I/O: times and messages come in, effects go out through take(). Used by
+// who is attached, which rank each one is, how far the epoch has come, which steps are in flight.
+// No clock, no locks, no I/O: times and messages come in, effects go out through take(). Used by
 // ControlService, which carries the messages.
 //   waiting -> (all ranks attached) loading -> (all addresses) meeting -> (all ready) running
-// Any of them ends in waiting when a worker is lost (stream broken, silent for 3 s, no news while it
-// loads), fails, or a step passes its deadline. The next epoch begins as soon as all ranks are
+// Any of them ends in waiting when a worker is lost (stream broken, silent for 3 s, no news while
+// it loads), fails, or a step passes its deadline. The next epoch begins as soon as all ranks are
 // attached again, after a back-off where epochs keep ending young.
 #pragma once
 
@@ -46,16 +46,18 @@ class EpochCoordinator {
   };
   struct Effects {
     std::vector<Outgoing> messages;
-    std::vector<WorkerId> close;    // end these streams, once their messages are written
-    std::vector<LinkEvent> events;  // for the engine
+    std::vector<WorkerId> close;  // end these streams, once their messages are written
+    // For the engine. EpochLost comes again, for the epoch that is over, when it changes who is
+    // waited for.
+    std::vector<LinkEvent> events;
     std::vector<int64_t> stuck_pids;  // lost while their streams still stood: stopped or hung
   };
   struct Status {
     int64_t epoch = 0;
     bool running = false;
-    std::string waiting_for;      // "ranks 1, 3 to attach"
-    int64_t failed_starts = 0;    // epochs in a row that ended before they ran
-    std::string last_end;         // why the last epoch ended
+    std::string waiting_for;    // "ranks 1, 3 to attach"
+    int64_t failed_starts = 0;  // epochs in a row that ended before they ran
+    std::string last_end;       // why the last epoch ended
   };
 
   explicit EpochCoordinator(EpochPlan plan);
@@ -82,8 +84,8 @@ class EpochCoordinator {
     bool registered = false;
     int32_t rank = -1;  // world rank
     RankInfo info;
-    Time heard;        // last message of any kind
-    Time moved;        // last message that brought the epoch's start nearer
+    Time heard;         // last message of any kind
+    Time moved;         // last message that brought the epoch's start nearer
     bool done = false;  // with the present phase
     std::string address;
     parallel::MachineProfile profile;
@@ -107,6 +109,7 @@ class EpochCoordinator {
   void on_answer(WorkerId id, Worker& worker, const v1::StepAnswer& message, Time now);
   void refuse(WorkerId id, const std::string& why, Time now);
   void begin_if_complete(Time now);
+  void announce_waiting();
   bool all_done() const;
   void next_phase(Phase phase, Time now);
   void lose(WorkerId id, const std::string& why, bool stuck, Time now);
@@ -124,7 +127,7 @@ class EpochCoordinator {
   Time epoch_began_{}, next_epoch_{};
   int32_t young_ends_ = 0;  // epochs in a row that ended soon after they began
   int64_t failed_starts_ = 0;
-  std::string last_end_;
+  std::string last_end_, announced_;
   std::optional<PendingFailure> failure_;
   std::deque<Flight> flights_;  // by step
   Effects effects_;

@@ -138,8 +138,12 @@ void GenerateReactor::OnWriteDone(bool ok) {
   write_next();
 }
 
-void GenerateReactor::OnCancel() { cancel_request(); }
+void GenerateReactor::OnCancel() {
+  cancel_request();
+}
 
-void GenerateReactor::OnDone() { self_.reset(); }
+void GenerateReactor::OnDone() {
+  self_.reset();
+}
 
 }  // namespace annulus::server

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// One Generate call: parses and tokenises on the task pool, submits to the engine, and writes events
-// as they come, at most one write in flight. The outbox between the engine and the reader is bounded;
-// a reader too slow for it loses its request with RESOURCE_EXHAUSTED, so that the engine never waits.
-// Cancellation and deadlines of the client cancel the request. Owns itself until gRPC is done with
-// it; the engine's sink holds a share.
+// One Generate call: parses and tokenises on the task pool, submits to the engine, and writes
+// events as they come, at most one write in flight. The outbox between the engine and the reader is
+// bounded; a reader too slow for it loses its request with RESOURCE_EXHAUSTED, so that the engine
+// never waits. Cancellation and deadlines of the client cancel the request. Owns itself until gRPC
+// is done with it; the engine's sink holds a share.
 #pragma once
 
 #include <grpcpp/impl/codegen/server_callback.h>

@@ -117,9 +117,8 @@ grpc::ServerUnaryReactor* HealthService::Check(grpc::CallbackServerContext* cont
                                                HealthCheckResponse* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   if (!known(request->service())) {
-    reactor->Finish(grpc::Status(
-        grpc::StatusCode::NOT_FOUND,
-        "no such service here: ask for \"\" or \"annulus.v1.Inference\""));
+    reactor->Finish(grpc::Status(grpc::StatusCode::NOT_FOUND,
+                                 "no such service here: ask for \"\" or \"annulus.v1.Inference\""));
     return reactor;
   }
   {

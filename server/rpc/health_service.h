@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // grpc.health.v1.Health, served by ourselves so that reflection describes it. Two services: "" and
-// "annulus.v1.Inference", always in the same state. set_serving() from any thread; watchers are told
-// of every change (only the latest state, if they read slowly). shutdown() ends all watches, so that
-// the server can end.
+// "annulus.v1.Inference", always in the same state. set_serving() from any thread; watchers are
+// told of every change (only the latest state, if they read slowly). shutdown() ends all watches,
+// so that the server can end.
 #pragma once
 
 #include <memory>

@@ -75,18 +75,18 @@ grpc::ServerUnaryReactor* InferenceService::RewindSession(Context* context, cons
 
 grpc::ServerUnaryReactor* InferenceService::Tokenize(Context* context, const Bytes* in,
                                                      Bytes* out) {
-  return answer_in_pool<v1::TokenizeRequest>(
-      core_.pool, context, in, out, [this](const v1::TokenizeRequest& request) {
-        return tokenize(request, core_.tokenizer.get());
-      });
+  return answer_in_pool<v1::TokenizeRequest>(core_.pool, context, in, out,
+                                             [this](const v1::TokenizeRequest& request) {
+                                               return tokenize(request, core_.tokenizer.get());
+                                             });
 }
 
 grpc::ServerUnaryReactor* InferenceService::Detokenize(Context* context, const Bytes* in,
                                                        Bytes* out) {
-  return answer_in_pool<v1::DetokenizeRequest>(
-      core_.pool, context, in, out, [this](const v1::DetokenizeRequest& request) {
-        return detokenize(request, core_.tokenizer.get());
-      });
+  return answer_in_pool<v1::DetokenizeRequest>(core_.pool, context, in, out,
+                                               [this](const v1::DetokenizeRequest& request) {
+                                                 return detokenize(request, core_.tokenizer.get());
+                                               });
 }
 
 grpc::ServerUnaryReactor* InferenceService::GetModel(Context* context, const Bytes* in,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// annulus.v1.Inference on gRPC's callback API. Every method is raw (see wire.h); parsing, tokenising
-// and detokenising run on the core's task pool. Generate is a GenerateReactor. Sees grpc: included
-// by public_server.cc only.
+// annulus.v1.Inference on gRPC's callback API. Every method is raw (see wire.h); parsing,
+// tokenising and detokenising run on the core's task pool. Generate is a GenerateReactor. Sees
+// grpc: included by public_server.cc only.
 #pragma once
 
 #include "annulus/v1/inference.grpc.pb.h"

@@ -15,8 +15,8 @@ std::string join_host_port(const std::string& host, int port) {
 
 absl::StatusOr<Listening> listen(const std::string& host, int port, int64_t max_message_bytes,
                                  const std::vector<grpc::Service*>& services) {
-  const auto max_bytes = static_cast<int>(
-      std::min<int64_t>(max_message_bytes, std::numeric_limits<int>::max()));
+  const auto max_bytes =
+      static_cast<int>(std::min<int64_t>(max_message_bytes, std::numeric_limits<int>::max()));
   Listening out;
   grpc::ServerBuilder builder;
   builder.SetMaxReceiveMessageSize(max_bytes);

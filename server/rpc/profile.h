@@ -11,7 +11,8 @@
 namespace annulus::server {
 
 std::map<std::string, double> profile_values(const parallel::MachineProfile& profile);
-// InvalidArgument: a field is missing, unknown, not finite or not positive (overlap: within 0 to 1).
+// InvalidArgument: a field is missing, unknown, not finite or not positive (overlap: within 0 to
+// 1).
 absl::StatusOr<parallel::MachineProfile> profile_from_values(
     const std::map<std::string, double>& values);
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/rpc/public_server.h"
 
-#include <google/protobuf/stubs/logging.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 
 #include <chrono>
@@ -39,14 +38,14 @@ struct PublicServer::Impl {
 
 PublicServer::PublicServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
-PublicServer::~PublicServer() { shutdown(absl::ZeroDuration()); }
+PublicServer::~PublicServer() {
+  shutdown(absl::ZeroDuration());
+}
 
 absl::StatusOr<std::unique_ptr<PublicServer>> PublicServer::start(
     Engine& engine, std::shared_ptr<const Tokenizer> tokenizer, const parallel::LlamaConfig& config,
     const ModelFacts& facts, const PublicServerOptions& options) {
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  // A request that does not parse is answered (wire.h); it is not ours to log.
-  google::protobuf::SetLogHandler(nullptr);
   auto impl = std::make_unique<Impl>(engine, std::move(tokenizer), config, facts, options);
   auto listening = listen(options.host, options.port, options.max_message_bytes,
                           {&impl->inference, &impl->health});
@@ -55,7 +54,9 @@ absl::StatusOr<std::unique_ptr<PublicServer>> PublicServer::start(
   return std::unique_ptr<PublicServer>(new PublicServer(std::move(impl)));
 }
 
-int PublicServer::port() const { return impl_->listening.port; }
+int PublicServer::port() const {
+  return impl_->listening.port;
+}
 
 void PublicServer::set_serving(bool serving) {
   impl_->health.set_serving(serving && !impl_->core.draining);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The server that clients see: Inference, health and reflection on one port. Owned by `annulus
 // serve`; the engine outlives it. Health says NOT_SERVING until set_serving(true). To end: drain(),
-// wait for the requests that run, shutdown(). Any thread. Errors: Unavailable from start() where the
-// port is taken.
+// wait for the requests that run, shutdown(). Any thread. Errors: Unavailable from start() where
+// the port is taken.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A few threads and a bounded queue: parsing and tokenising of requests, which must not occupy gRPC's
-// threads. post() from any thread; tasks run in order of arrival. The destructor runs what is queued.
+// A few threads and a bounded queue: parsing and tokenising of requests, which must not occupy
+// gRPC's threads. post() from any thread; tasks run in order of arrival. The destructor runs what
+// is queued.
 #pragma once
 
 #include <condition_variable>

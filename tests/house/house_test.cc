@@ -80,7 +80,10 @@ std::vector<std::string> cycle_in(const std::map<std::string, std::set<std::stri
 
 std::string joined(const std::vector<std::string>& parts) {
   std::string out;
-  for (const std::string& p : parts) out += (out.empty() ? "" : " -> ") + p;
+  for (const std::string& p : parts) {
+    if (!out.empty()) out.append(" -> ");
+    out.append(p);
+  }
   return out;
 }
 
@@ -158,9 +161,10 @@ TEST(HouseTest, NoForbiddenFlags) {
 }
 
 TEST(HouseTest, CodeIsFormatted) {
-  std::string command = "cd '" + kRoot.string() + "' && clang-format --dry-run -Werror";
-  for (const fs::path& file : files(is_code)) command += " " + file.string();
-  EXPECT_EQ(std::system((command + " 1>&2").c_str()), 0)
+  std::string command("cd '");
+  command.append(kRoot.string()).append("' && clang-format --dry-run -Werror");
+  for (const fs::path& file : files(is_code)) command.append(" ").append(file.string());
+  EXPECT_EQ(std::system(command.append(" 1>&2").c_str()), 0)
       << "run clang-format -i on the files above";
 }
 

@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -17,6 +18,7 @@
 #include <fstream>
 #include <functional>
 #include <new>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -106,12 +108,24 @@ inline int count_lines(const char* file) {
   return n;
 }
 
+// System V segments made by one of these processes; the list is the whole machine's.
+inline int count_segments_of(const std::vector<pid_t>& makers) {
+  std::ifstream in("/proc/sysvipc/shm");
+  int n = 0;
+  for (std::string line; std::getline(in, line);) {
+    std::istringstream fields(line);  // key shmid perms size cpid ...
+    std::string key, id, permissions, size;
+    pid_t maker = 0;
+    if (fields >> key >> id >> permissions >> size >> maker)
+      n += static_cast<int>(std::count(makers.begin(), makers.end(), maker));
+  }
+  return n;
+}
+
 struct Holdings {  // of this process
   int descriptors = count_entries("/proc/self/fd");
   int threads = count_entries("/proc/self/task");
   int mappings = count_lines("/proc/self/maps");
-  int shared_files = count_entries("/dev/shm");
-  int shared_segments = count_lines("/proc/sysvipc/shm");
 };
 
 inline int64_t resident_kib() {

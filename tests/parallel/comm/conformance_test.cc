@@ -3,6 +3,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdio>
+#include <thread>
 
 #include "tests/parallel/comm/worlds.h"
 
@@ -236,7 +237,7 @@ TEST_P(Departure, AFinishedRankOwesNobodyAnAnswer) {
            [&](int32_t rank, Groups<CpuQueue> groups, CpuQueue& queue) {
              constexpr int32_t kSmall = 300;
              Ring& ring = *groups.cp;
-             std::vector<float> warm(1);  // connected before
+             std::vector<float> warm(1 << 18);  // connected before
              ring.all_reduce(queue, warm, {.step = 1, .what = "warm up"});
              limit_waits(groups, std::chrono::seconds(10));
              std::vector<int32_t> big = words(1 << 18, 2, 0), in(big.size());
@@ -258,6 +259,30 @@ TEST_P(Departure, AFinishedRankOwesNobodyAnAnswer) {
                                              : ring.exchange(queue, {}, 1, bytes, 1, op));
              }
              for (Transfer& transfer : transfers) ring.await(queue, std::move(transfer));
+           });
+}
+
+// What a rank has sent arrives though the receiver was late and the sender moves nothing any more.
+TEST_P(Departure, AFinishedRankKeepsNoMessages) {
+  on_ranks(GetParam(), {.tp = 1, .cp = 2},
+           [&](int32_t rank, Groups<CpuQueue> groups, CpuQueue& queue) {
+             Ring& ring = *groups.cp;
+             std::vector<float> warm(1 << 18);
+             ring.all_reduce(queue, warm, {.step = 1, .what = "warm up"});
+             limit_waits(groups, std::chrono::seconds(10));
+             std::vector<std::vector<int32_t>> payloads;
+             std::vector<Transfer> transfers;
+             for (int32_t i = 0; i < 1000; ++i) {
+               payloads.push_back(words(i % 2 == 0 ? 2000 : 20000, 0, rank == 0 ? i : -1));
+               const Bytes bytes = room_of(payloads.back());
+               const OpId op{.sequence = i, .what = "many"};
+               if (rank == 1 && i == 0) std::this_thread::sleep_for(std::chrono::milliseconds(200));
+               transfers.push_back(rank == 0 ? ring.exchange(queue, bytes, 1, {}, 1, op)
+                                             : ring.exchange(queue, {}, 0, bytes, 0, op));
+             }
+             for (Transfer& transfer : transfers) ring.await(queue, std::move(transfer));
+             for (int32_t i = 0; i < 1000; ++i)
+               ASSERT_EQ(payloads[static_cast<size_t>(i)], words(i % 2 == 0 ? 2000 : 20000, 0, i));
            });
 }
 

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// Workers that attach by themselves, as under Slurm.
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <sstream>
+
+#include "bench/server_process.h"
+#include "tests/dist/command.h"
+
+namespace annulus::testing {
+namespace {
+
+// The worker commands that `annulus serve --workers external` prints, for this build's program.
+std::vector<std::string> printed_commands(const std::string& out) {
+  std::vector<std::string> commands;
+  std::istringstream in(out);
+  for (std::string line; std::getline(in, line);) {
+    if (line.rfind("  annulus worker ", 0) == 0) {
+      commands.push_back("exec " + bench::annulus_binary() + line.substr(9));
+    }
+  }
+  return commands;
+}
+
+std::unique_ptr<Process> serve_external(const std::string& control_port, int cp = 2) {
+  return std::make_unique<Process>(std::vector<std::string>{
+      bench::annulus_binary(), "serve", "--model", tiny_model_file(), "--cp", std::to_string(cp),
+      "--port", "0", "--workers", "external", "--threads", "1", "--secret", "the secret",
+      "--control-port", control_port, "--orphan-timeout", "5"});
+}
+
+std::string ready_address(const Process& process) {
+  EXPECT_TRUE(process.wait_for_output("annulus: ready on ")) << process.err();
+  const std::string out = process.out();
+  const size_t at = out.find("ready on ") + 9;
+  return out.substr(at, out.find(' ', at) - at);
+}
+
+TEST(External, PrintedCommandsAttachAndOutliveTheirFrontEnd) {
+  auto front = serve_external("0");
+  ASSERT_TRUE(front->wait_for_output("--rank 1"));
+  const std::vector<std::string> commands = printed_commands(front->out());
+  ASSERT_EQ(commands.size(), 2u);
+  std::vector<std::unique_ptr<Process>> workers;
+  for (const std::string& command : commands) {
+    workers.push_back(
+        std::make_unique<Process>(std::vector<std::string>{"/bin/sh", "-c", command}));
+  }
+  v1::GetClusterResponse cluster = wait_serving(*stub_for(ready_address(*front)), 0);
+  EXPECT_EQ(cluster.ranks(0).pid(), workers[0]->pid());
+
+  // Killed, not drained: the workers keep their weights and find the next one at the same port.
+  const std::string& command = commands[0];
+  const size_t at = command.find("--connect ") + 10;
+  const std::string address = command.substr(at, command.find(' ', at) - at);
+  front->signal(SIGKILL);
+  front->wait(5);
+  front = serve_external(address.substr(address.find(':') + 1));
+  cluster = wait_serving(*stub_for(ready_address(*front)), 0);
+  EXPECT_EQ(cluster.ranks(0).pid(), workers[0]->pid());
+  EXPECT_EQ(cluster.ranks(1).pid(), workers[1]->pid());
+  EXPECT_EQ(lines(workers[0]->err()) > 0, true);
+
+  front->signal(SIGTERM);
+  EXPECT_EQ(front->wait(10).code, 0);
+  for (const auto& worker : workers) EXPECT_EQ(worker->wait(5).code, 0);  // told to end
+}
+
+TEST(External, AStrangerIsRefusedInOneLine) {
+  const auto front = serve_external("0");
+  ASSERT_TRUE(front->wait_for_output("--rank 1"));
+  const std::string command = printed_commands(front->out())[0];
+  const size_t at = command.find("'the secret'");
+  ASSERT_NE(at, std::string::npos) << command;
+  const std::string wrong = std::string(command).replace(at, 12, "guess");
+  const Outcome outcome = Process({"/bin/sh", "-c", wrong}).wait(10);
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_NE(outcome.err.find("secret"), std::string::npos) << outcome.err;
+
+  const Outcome other_model = Process({"/bin/sh", "-c", command + " --rope-theta 12345"}).wait(10);
+  EXPECT_EQ(other_model.code, 2);
+  EXPECT_NE(other_model.err.find("another model"), std::string::npos) << other_model.err;
+}
+
+TEST(External, AWorkerWithoutAFrontEndEnds) {
+  const Outcome outcome = annulus({"worker", "--connect", "127.0.0.1:1", "--model",
+                                   tiny_model_file(), "--orphan-timeout", "0.5"});
+  EXPECT_EQ(outcome.code, 1);
+  EXPECT_NE(outcome.err.find("no front end at 127.0.0.1:1"), std::string::npos) << outcome.err;
+}
+
+}  // namespace
+}  // namespace annulus::testing

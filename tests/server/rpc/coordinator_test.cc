@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/rpc/coordinator.h"
+
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "server/rpc/profile.h"
+
+namespace annulus::server {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+// Two ranks in a ring, their messages written by hand and time moved by hand.
+class CoordinatorTest : public ::testing::Test {
+ protected:
+  CoordinatorTest() { coordinator_.start(now_); }
+
+  static EpochPlan plan() {
+    EpochPlan plan;
+    plan.topology = {.tp = 1, .cp = 2};
+    plan.build = "1";
+    plan.secret = "s";
+    plan.model_fingerprint = 7;
+    plan.precision = "fp32";
+    plan.context = 100;
+    return plan;
+  }
+
+  v1::WorkerMessage registration(int32_t wanted, int64_t pid) {
+    v1::WorkerMessage message;
+    auto* registration = message.mutable_register_();
+    registration->set_build("1");
+    registration->set_secret("s");
+    registration->set_model_fingerprint(7);
+    registration->set_wanted_rank(wanted);
+    registration->set_host("h");
+    registration->set_pid(pid);
+    return message;
+  }
+  void attach(int64_t id, int32_t wanted = -1) {
+    coordinator_.attached(id, now_);
+    coordinator_.received(id, registration(wanted, 1000 + id), now_);
+  }
+  void address(int64_t id, int64_t epoch) {
+    v1::WorkerMessage message;
+    message.mutable_data_address()->set_epoch(epoch);
+    message.mutable_data_address()->set_address(absl::StrCat("address ", id));
+    coordinator_.received(id, message, now_);
+  }
+  void ready(int64_t id, int64_t epoch, int64_t rows = 50) {
+    v1::WorkerMessage message;
+    message.mutable_ready()->set_epoch(epoch);
+    message.mutable_ready()->set_kv_capacity_rows(rows);
+    for (const auto& [field, value] : profile_values({})) {
+      (*message.mutable_ready()->mutable_profile()->mutable_values())[field] = value;
+    }
+    coordinator_.received(id, message, now_);
+  }
+  void heartbeats() {
+    v1::WorkerMessage message;
+    message.mutable_heartbeat()->set_layer(3);
+    for (const int64_t id : {1, 2}) coordinator_.received(id, message, now_);
+  }
+  void answer(int64_t id, int32_t rank, int64_t step, int64_t epoch = 1) {
+    v1::WorkerMessage message;
+    message.mutable_answer()->set_epoch(epoch);
+    parallel::StepResult result;
+    result.epoch = epoch;
+    result.step = step;
+    result.world_rank = rank;
+    message.mutable_answer()->set_result(parallel::encode(result));
+    coordinator_.received(id, message, now_);
+  }
+  void run_epoch_one() {
+    attach(1);
+    attach(2);
+    for (const int64_t id : {1, 2}) address(id, 1);
+    for (const int64_t id : {1, 2}) ready(id, 1);
+    ASSERT_TRUE(coordinator_.status().running);
+    coordinator_.take();
+  }
+  void send_step(int64_t step, double expected_us = 0) {
+    parallel::StepPlan plan;
+    plan.epoch = 1;
+    plan.step = step;
+    parallel::ShardState state;
+    state.cp = 2;
+    coordinator_.send_plan(plan, state, expected_us, now_);
+  }
+
+  // What was sent to `id`, of the kind asked for.
+  std::vector<v1::FrontMessage> sent(const EpochCoordinator::Effects& effects, int64_t id,
+                                     v1::FrontMessage::MessageCase kind) {
+    std::vector<v1::FrontMessage> out;
+    for (const auto& outgoing : effects.messages) {
+      if (outgoing.to == id && outgoing.message.message_case() == kind) {
+        out.push_back(outgoing.message);
+      }
+    }
+    return out;
+  }
+  std::string refusal(const EpochCoordinator::Effects& effects, int64_t id) {
+    const auto refused = sent(effects, id, v1::FrontMessage::kRefused);
+    return refused.empty() ? "" : refused.front().refused().why();
+  }
+  std::string loss(const EpochCoordinator::Effects& effects) {
+    for (const LinkEvent& event : effects.events) {
+      if (const auto* lost = std::get_if<EpochLost>(&event)) return lost->why;
+    }
+    return "";
+  }
+
+  EpochCoordinator::Time now_{seconds(1000)};
+  EpochCoordinator coordinator_{plan()};
+};
+
+TEST_F(CoordinatorTest, AnEpochStartsInOrder) {
+  attach(1, 1);
+  EXPECT_TRUE(coordinator_.take().messages.empty());
+  EXPECT_EQ(coordinator_.status().waiting_for, "rank 0 to attach");
+  attach(2);  // any: 0 is left
+  auto effects = coordinator_.take();
+  const auto first = sent(effects, 1, v1::FrontMessage::kAssignment);
+  const auto second = sent(effects, 2, v1::FrontMessage::kAssignment);
+  ASSERT_EQ(first.size(), 1u);
+  ASSERT_EQ(second.size(), 1u);
+  EXPECT_EQ(first[0].assignment().world_rank(), 1);
+  EXPECT_EQ(second[0].assignment().world_rank(), 0);
+  EXPECT_EQ(first[0].assignment().epoch(), 1);
+  EXPECT_EQ(first[0].assignment().precision(), "fp32");
+  EXPECT_EQ(first[0].assignment().context(), 100);
+
+  address(1, 1);
+  EXPECT_TRUE(coordinator_.take().messages.empty());
+  address(2, 1);
+  effects = coordinator_.take();
+  const auto peers = sent(effects, 1, v1::FrontMessage::kPeers);
+  ASSERT_EQ(peers.size(), 1u);
+  EXPECT_EQ(peers[0].peers().addresses(0), "address 2");  // by rank, not by arrival
+  EXPECT_EQ(peers[0].peers().addresses(1), "address 1");
+
+  ready(2, 1, 60);
+  ready(1, 1, 50);
+  effects = coordinator_.take();
+  EXPECT_EQ(sent(effects, 1, v1::FrontMessage::kStart).size(), 1u);
+  ASSERT_EQ(effects.events.size(), 1u);
+  const auto& event = std::get<EpochReady>(effects.events[0]);
+  EXPECT_EQ(event.epoch, 1);
+  EXPECT_EQ(event.kv_capacity_rows, 50);  // the smallest
+  EXPECT_EQ(event.policy.cp, 2);
+  ASSERT_EQ(event.ranks.size(), 2u);
+  EXPECT_EQ(event.ranks[0].pid, 1002);
+}
+
+TEST_F(CoordinatorTest, StrangersAreRefusedInOneLine) {
+  const auto refused = [&](const std::function<void(v1::Register&)>& change) {
+    static int64_t id = 100;
+    coordinator_.attached(++id, now_);
+    auto message = registration(-1, id);
+    change(*message.mutable_register_());
+    coordinator_.received(id, message, now_);
+    const auto effects = coordinator_.take();
+    EXPECT_EQ(effects.close, std::vector<int64_t>{id});
+    return refusal(effects, id);
+  };
+  EXPECT_NE(refused([](auto& r) { r.set_build("0"); }).find("same build"), std::string::npos);
+  EXPECT_NE(refused([](auto& r) { r.set_secret("x"); }).find("secret"), std::string::npos);
+  EXPECT_NE(refused([](auto& r) { r.set_model_fingerprint(8); }).find("another model"),
+            std::string::npos);
+  EXPECT_NE(refused([](auto& r) { r.set_wanted_rank(2); }).find("ranks 0 to 1"), std::string::npos);
+  attach(1, 0);
+  EXPECT_NE(refused([](auto& r) { r.set_wanted_rank(0); }).find("taken by rank 0 (pid 1001"),
+            std::string::npos);
+  attach(2);
+  EXPECT_NE(refused([](auto&) {}).find("all 2 ranks are taken"), std::string::npos);
+  coordinator_.attached(99, now_);
+  v1::WorkerMessage heartbeat;
+  heartbeat.mutable_heartbeat();
+  coordinator_.received(99, heartbeat, now_);
+  EXPECT_NE(refusal(coordinator_.take(), 99).find("Register"), std::string::npos);
+  EXPECT_EQ(coordinator_.status().epoch, 1);  // nobody above disturbed the two
+}
+
+TEST_F(CoordinatorTest, ABrokenStreamEndsTheEpochAndANewWorkerBeginsTheNext) {
+  run_epoch_one();
+  send_step(0);
+  coordinator_.closed(2, now_);
+  auto effects = coordinator_.take();
+  EXPECT_NE(loss(effects).find("rank 1 (pid 1002 on h) was lost: its stream broke"),
+            std::string::npos)
+      << loss(effects);
+  ASSERT_EQ(sent(effects, 1, v1::FrontMessage::kAbortEpoch).size(), 1u);
+  answer(1, 0, 0);  // too late
+  EXPECT_TRUE(coordinator_.take().events.empty());
+
+  now_ += seconds(1);
+  heartbeats();
+  attach(3);
+  effects = coordinator_.take();
+  const auto next = sent(effects, 3, v1::FrontMessage::kAssignment);
+  ASSERT_EQ(next.size(), 1u);
+  EXPECT_EQ(next[0].assignment().epoch(), 2);
+  EXPECT_EQ(next[0].assignment().world_rank(), 1);
+  address(1, 1);  // of the epoch before: no matter
+  address(3, 2);
+  EXPECT_TRUE(coordinator_.take().messages.empty());
+  address(1, 2);
+  EXPECT_EQ(coordinator_.take().messages.size(), 2u);
+}
+
+TEST_F(CoordinatorTest, SilenceIsALossAfterThreeSeconds) {
+  run_epoch_one();
+  for (int i = 0; i < 5; ++i) {
+    now_ += milliseconds(500);
+    heartbeats();
+    coordinator_.tick(now_);
+  }
+  EXPECT_TRUE(coordinator_.take().events.empty());
+  v1::WorkerMessage message;
+  message.mutable_heartbeat();
+  for (int i = 0; i < 7; ++i) {  // only rank 0 goes on
+    now_ += milliseconds(500);
+    coordinator_.received(1, message, now_);
+    coordinator_.tick(now_);
+  }
+  const auto effects = coordinator_.take();
+  EXPECT_NE(loss(effects).find("rank 1 (pid 1002 on h) was lost: no heartbeat for 3.5 s"),
+            std::string::npos)
+      << loss(effects);
+  EXPECT_EQ(effects.stuck_pids, std::vector<int64_t>{1002});
+  EXPECT_EQ(effects.close, std::vector<int64_t>{2});
+}
+
+TEST_F(CoordinatorTest, AStepPastItsDeadlineEndsTheEpochAndNamesWhoIsLate) {
+  run_epoch_one();
+  send_step(0, 1e6);  // 10 x 1 s + 10 s, and 2 s for the ranks to notice themselves
+  send_step(1, 1e6);
+  answer(1, 0, 0);
+  for (int i = 0; i < 43; ++i) {  // 21.5 s
+    now_ += milliseconds(500);
+    heartbeats();
+    coordinator_.tick(now_);
+  }
+  EXPECT_EQ(loss(coordinator_.take()), "");
+  answer(2, 1, 0);  // just in time: the clock of step 1 starts here
+  answer(2, 1, 1);
+  for (int i = 0; i < 43; ++i) {
+    now_ += milliseconds(500);
+    heartbeats();
+    coordinator_.tick(now_);
+  }
+  EXPECT_EQ(loss(coordinator_.take()), "");
+  now_ += seconds(1);
+  heartbeats();
+  coordinator_.tick(now_);
+  const std::string why = loss(coordinator_.take());
+  EXPECT_NE(why.find("step 1 passed its deadline of 20 s"), std::string::npos) << why;
+  EXPECT_NE(why.find("rank 0"), std::string::npos) << why;
+  EXPECT_EQ(why.find("rank 1 ("), std::string::npos) << why;
+  EXPECT_NE(why.find("layer 3"), std::string::npos) << why;
+}
+
+TEST_F(CoordinatorTest, AFailureWaitsForABetterExplanation) {
+  run_epoch_one();
+  v1::WorkerMessage failure;
+  failure.mutable_failure()->set_epoch(1);
+  failure.mutable_failure()->set_what("waited for rank 1");
+  coordinator_.received(1, failure, now_);
+  EXPECT_EQ(loss(coordinator_.take()), "");
+  coordinator_.closed(2, now_ + milliseconds(20));
+  EXPECT_NE(loss(coordinator_.take()).find("stream broke"), std::string::npos);
+}
+
+TEST_F(CoordinatorTest, AFailureAloneEndsTheEpochAndTheSameWorkersBeginTheNext) {
+  run_epoch_one();
+  v1::WorkerMessage failure;
+  failure.mutable_failure()->set_epoch(1);
+  failure.mutable_failure()->set_what("the device is gone");
+  coordinator_.received(2, failure, now_);
+  now_ += milliseconds(200);
+  coordinator_.tick(now_);
+  const auto effects = coordinator_.take();
+  EXPECT_EQ(loss(effects), "rank 1 (pid 1002 on h): the device is gone");
+  EXPECT_EQ(sent(effects, 1, v1::FrontMessage::kAssignment).size(), 1u);
+  EXPECT_EQ(coordinator_.status().epoch, 2);
+}
+
+TEST_F(CoordinatorTest, EpochsThatKeepFailingAreSpacedOut) {
+  attach(1);
+  attach(2);
+  int64_t started = 0;
+  for (int i = 0; i < 200; ++i) {  // 10 s in which every start fails at once
+    const int64_t epoch = coordinator_.status().epoch;
+    v1::WorkerMessage failure;
+    failure.mutable_failure()->set_epoch(epoch);
+    failure.mutable_failure()->set_what("no memory");
+    coordinator_.received(1, failure, now_);
+    now_ += milliseconds(50);
+    heartbeats();
+    coordinator_.tick(now_);
+    started = coordinator_.status().epoch;
+  }
+  EXPECT_LT(started, 9);
+  EXPECT_GE(started, 4);
+  EXPECT_GE(coordinator_.status().failed_starts, 3);
+  EXPECT_NE(coordinator_.status().last_end.find("no memory"), std::string::npos);
+}
+
+TEST_F(CoordinatorTest, PlansGoToAllAndAnswersMustBeAsked) {
+  run_epoch_one();
+  send_step(0, 2e6);
+  auto effects = coordinator_.take();
+  for (const int64_t id : {1, 2}) {
+    const auto plans = sent(effects, id, v1::FrontMessage::kPlan);
+    ASSERT_EQ(plans.size(), 1u);
+    EXPECT_DOUBLE_EQ(plans[0].plan().deadline_s(), 30);
+    EXPECT_TRUE(parallel::decode_plan(plans[0].plan().plan()).ok());
+  }
+  answer(1, 0, 0);
+  EXPECT_EQ(coordinator_.take().events.size(), 1u);
+  answer(1, 0, 0);  // again
+  EXPECT_NE(loss(coordinator_.take()).find("not asked"), std::string::npos);
+}
+
+TEST_F(CoordinatorTest, AnAnswerThatDoesNotParseIsALoss) {
+  run_epoch_one();
+  send_step(0);
+  v1::WorkerMessage message;
+  message.mutable_answer()->set_epoch(1);
+  message.mutable_answer()->set_result("nonsense");
+  coordinator_.received(2, message, now_);
+  EXPECT_NE(loss(coordinator_.take()).find("does not parse"), std::string::npos);
+}
+
+TEST_F(CoordinatorTest, AWorkerThatComesBackTakesItsOldPlace) {
+  run_epoch_one();
+  coordinator_.attached(5, now_);
+  coordinator_.received(5, registration(1, 1002), now_);  // rank 1's process, on a new stream
+  const auto effects = coordinator_.take();
+  EXPECT_EQ(refusal(effects, 5), "");
+  EXPECT_EQ(effects.close, std::vector<int64_t>{2});
+  EXPECT_EQ(coordinator_.status().epoch, 2);
+}
+
+TEST_F(CoordinatorTest, WhoIsMissingIsToldOnce) {
+  attach(1, 1);
+  coordinator_.tick(now_);
+  EXPECT_EQ(loss(coordinator_.take()), "waiting for rank 0 to attach");
+  coordinator_.tick(now_);
+  EXPECT_TRUE(coordinator_.take().events.empty());
+  attach(2);
+  coordinator_.tick(now_);
+  EXPECT_EQ(loss(coordinator_.take()), "waiting for ranks 0, 1 to load weights");
+}
+
+TEST_F(CoordinatorTest, PlansOfAnEpochThatIsOverGoNowhere) {
+  run_epoch_one();
+  coordinator_.closed(2, now_);
+  coordinator_.take();
+  send_step(0);
+  EXPECT_TRUE(coordinator_.take().messages.empty());
+}
+
+}  // namespace
+}  // namespace annulus::server
