@@ -25,6 +25,7 @@ using kernels::matrix;
 using kernels::Tensor;
 using Clock = std::chrono::steady_clock;
 
+constexpr int32_t kMaxCp = 256;      // hops a message tag can tell apart
 constexpr int64_t kLogitRows = 64;   // rows whose logits are held at once
 constexpr size_t kSampledSteps = 4;  // steps whose sampled ids may be named by a later plan
 
@@ -96,13 +97,12 @@ struct Rank::Impl {
 
   int32_t cp_rank() const { return topology.cp_rank(world_rank); }
   int32_t token_of(const Item& item) const;
-  StepRows rows_of(const ShardState& before, const StepPlan& plan);
+  StepRows rows_of(const StepPlan& plan);
   void attend(int32_t layer, std::span<const GroupLayout> layouts, const StepRows& rows,
               kernels::ConstTensor q, kernels::ConstTensor k, kernels::ConstTensor v, Tensor out,
               StepResult& result);
-  void answer_wanted(const StepPlan& plan, const ShardState& after, const StepRows& rows, Tensor x,
-                     StepResult& result);
-  void share_sampled(const StepPlan& plan, const ShardState& before, const StepResult& result);
+  void answer_wanted(const StepPlan& plan, const StepRows& rows, Tensor x, StepResult& result);
+  void share_sampled(const StepPlan& plan, const StepResult& result);
 
   LlamaConfig config;
   std::shared_ptr<const LlamaWeights> weights;
@@ -128,6 +128,10 @@ absl::StatusOr<std::unique_ptr<Rank>> Rank::create(const LlamaConfig& config,
                                                    int32_t world_rank, int64_t epoch,
                                                    const RankOptions& options) {
   if (const absl::Status tp = check_tp(config, topology.tp); !tp.ok()) return tp;
+  if (topology.cp > kMaxCp) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("context parallelism ", topology.cp, " is above ", kMaxCp));
+  }
   const int64_t context = options.context > 0 ? options.context : config.context;
   int64_t capacity = options.kv_capacity_rows;
   if (capacity <= 0) {
@@ -147,6 +151,9 @@ Rank::Rank(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Rank::~Rank() = default;
 
 MachineProfile Rank::measure() {
+  const Clock::time_point deadline = Clock::now() + std::chrono::seconds(60);
+  for (auto* group : {impl_->groups.tp, impl_->groups.cp, impl_->groups.world})
+    group->set_deadline(deadline);
   impl_->policy.profile =
       measure_machine(impl_->queue, impl_->groups, impl_->shape, *impl_->weights);
   return impl_->policy.profile;
@@ -173,12 +180,12 @@ int32_t Rank::Impl::token_of(const Item& item) const {
   return 0;
 }
 
-StepRows Rank::Impl::rows_of(const ShardState& before, const StepPlan& plan) {
+StepRows Rank::Impl::rows_of(const StepPlan& plan) {
   StepRows rows;
   for (const Group& group : plan.groups) {
     for (const int32_t i : group.items) {
       const Item& item = plan.items[index(i)];
-      const std::vector<int32_t> mine = positions(shard_item(before, item)[index(cp_rank())]);
+      const std::vector<int32_t> mine = positions(shard_item(state, item)[index(cp_rank())]);
       const int64_t first = static_cast<int64_t>(rows.positions.size());
       if (item.sampled.step < 0) {
         ANNULUS_CHECK(item.tokens.size() == mine.size(), "item ", i, ": ", item.tokens.size(),
@@ -238,8 +245,8 @@ void Rank::Impl::attend(int32_t l, std::span<const GroupLayout> layouts, const S
 
 // Logits of the wanted rows, gathered over the vocabulary's shards; every rank of the column
 // answers alike.
-void Rank::Impl::answer_wanted(const StepPlan& plan, const ShardState& after, const StepRows& rows,
-                               Tensor x, StepResult& result) {
+void Rank::Impl::answer_wanted(const StepPlan& plan, const StepRows& rows, Tensor x,
+                               StepResult& result) {
   const int64_t vocab = config.vocab, part = vocab / topology.tp;
   OpId op{step.load(), config.layers, 0, 0, "logits"};
   for (size_t begin = 0; begin < rows.wanted.size(); begin += kLogitRows) {
@@ -276,7 +283,7 @@ void Rank::Impl::answer_wanted(const StepPlan& plan, const ShardState& after, co
         row = joined;
       }
       const OwnWanted& w = block[index(r)];
-      const SlotShard& slot = after.slots.at(plan.items[index(w.item)].slot);
+      const SlotShard& slot = state.slots.at(plan.items[index(w.item)].slot);
       answers[index(r)] = answer(row, slot.sampling, w.item, *w.wanted);
     });
     result.wanted.insert(result.wanted.end(), answers.begin(), answers.end());
@@ -284,14 +291,13 @@ void Rank::Impl::answer_wanted(const StepPlan& plan, const ShardState& after, co
 }
 
 // All ranks learn every sampled id: the next step's owner of a sequence is another rank.
-void Rank::Impl::share_sampled(const StepPlan& plan, const ShardState& before,
-                               const StepResult& result) {
+void Rank::Impl::share_sampled(const StepPlan& plan, const StepResult& result) {
   const auto wanted = sampled_rows(plan);
   if (wanted.empty()) return;
   std::vector<int32_t> owners, own;
   std::vector<int64_t> bytes(index(topology.cp), 0);
   for (const auto& [item, position] : wanted) {
-    owners.push_back(owner(before, plan.items[index(item)], position));
+    owners.push_back(owner(state, plan.items[index(item)], position));
     bytes[index(owners.back())] += 4;
   }
   for (size_t row = 0; row < wanted.size(); ++row) {
@@ -329,13 +335,13 @@ StepResult Rank::apply(const StepPlan& plan, Clock::time_point deadline) {
   self.groups.cp->set_deadline(deadline);
   self.groups.tp->set_deadline(deadline);
 
-  ShardState before = self.state;
-  apply_ops(before, plan);
   for (const Op& op : plan.ops) apply_to_store(self.store, op);
-  ShardState after = advance(self.state, plan);
+  // In place: a step that fails ends the epoch, and the state with it. Who computes what depends on
+  // slots' decode bases alone, which items do not change.
+  self.state = advance(std::move(self.state), plan);
   const std::vector<GroupLayout> layouts =
-      layout_groups(before, after, plan, self.cp_rank(), self.policy);
-  const StepRows rows = self.rows_of(before, plan);
+      layout_groups(self.state, plan, self.cp_rank(), self.policy);
+  const StepRows rows = self.rows_of(plan);
 
   StepResult result;
   result.epoch = plan.epoch;
@@ -362,10 +368,9 @@ StepResult Rank::apply(const StepPlan& plan, Clock::time_point deadline) {
       };
     }
     forward(self.queue, self.config, *self.weights, self.topology.tp, rows.ids, cos_sin, hooks, x);
-    self.answer_wanted(plan, after, rows, x, result);
+    self.answer_wanted(plan, rows, x, result);
   }
-  self.share_sampled(plan, before, result);
-  self.state = std::move(after);
+  self.share_sampled(plan, result);
   if (self.topology.tp_rank(self.world_rank) != 0) result.wanted.clear();
   result.kv_rows = self.store.rows_used();
   result.kv_bytes = self.store.bytes_used();

@@ -189,8 +189,7 @@ void pass_q_block(Queue& queue, const GroupLayout& group, AttentionCall<Queue>& 
 
 }  // namespace
 
-std::vector<GroupLayout> layout_groups(const ShardState& before, const ShardState& after,
-                                       const StepPlan& plan, int32_t rank,
+std::vector<GroupLayout> layout_groups(const ShardState& after, const StepPlan& plan, int32_t rank,
                                        const PolicyInput& policy) {
   std::vector<GroupLayout> layouts;
   int64_t row_first = 0;
@@ -205,7 +204,7 @@ std::vector<GroupLayout> layout_groups(const ShardState& before, const ShardStat
     int64_t new_rows = 0, all_rows = 0;
     for (const int32_t i : group.items) {
       const Item& item = plan.items[index(i)];
-      const auto fresh = shard_item(before, item);
+      const auto fresh = shard_item(after, item);
       const SlotShard& slot = after.slots.at(item.slot);
       layout.slots.push_back(item.slot);
       new_rows += item.count();

@@ -41,9 +41,8 @@ struct GroupLayout {
       0;  // the paper's volume per rank, all layers (reference: section 3.1 of the method)
 };
 
-// before: ops applied; after: items applied too.
-std::vector<GroupLayout> layout_groups(const ShardState& before, const ShardState& after,
-                                       const StepPlan& plan, int32_t rank,
+// after: the state with the whole plan applied.
+std::vector<GroupLayout> layout_groups(const ShardState& after, const StepPlan& plan, int32_t rank,
                                        const PolicyInput& policy);
 
 template <class Queue>

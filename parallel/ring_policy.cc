@@ -78,8 +78,7 @@ double work_us(const PolicyInput& in, std::span<const Load> items, Variant varia
       continue;
     }
     // How often a rank reads a share of this item's KV: once for each set of rows that meets it.
-    int64_t reads = small ? load.n_new : int64_t{in.cp} * blocks;
-    if (variant == Variant::kGatherQ) reads = small ? 1 : blocks;
+    const int64_t reads = small ? load.n_new : int64_t{in.cp} * blocks;
     const double fullest = variant == Variant::kPassKv
                                ? real(ceil_div(load.n_new, in.cp) * in.cp) / real(load.n_new)
                                : 1.0;
@@ -141,7 +140,7 @@ LayerCost pass_q(const PolicyInput& in, std::span<const Load> items, const Rows&
   const int64_t hops = in.cp - 1, block_rows = ceil_div(rows.q, blocks);
   // A rank forwards, and returns partials for, no more rows than the others have.
   const int64_t foreign = std::min(hops * rows.q, rows.q_all);
-  const int64_t visits = ring ? std::min<int64_t>(in.cp, rows.q_all) : 1;
+  const int64_t visits = std::min<int64_t>(in.cp, rows.q_all);
   LayerCost cost;
   cost.attend = work_us(in, items, variant, blocks) + real(visits * blocks) * m.attend_overhead_us;
   cost.visit = cost.attend / (in.cp * blocks);
@@ -193,10 +192,14 @@ Variant best(const PolicyInput& in, const std::array<Prediction, kVariants>& pre
   if (in.cp == 1) return Variant::kPassKv;
   const Prediction* found = nullptr;
   for (const Prediction& p : predictions) {
-    if (!p.fits || (without_pass_kv && p.variant == Variant::kPassKv)) continue;
-    if (found == nullptr || p.us < found->us) found = &p;
+    if (without_pass_kv && p.variant == Variant::kPassKv) continue;
+    const auto better = [&](const Prediction& q) {
+      if (p.fits != q.fits) return p.fits;
+      return p.fits ? p.us < q.us : p.workspace_bytes < q.workspace_bytes;
+    };
+    if (found == nullptr || better(*found)) found = &p;
   }
-  return found == nullptr ? Variant::kPassKv : found->variant;
+  return found->variant;
 }
 
 double miss_rate(std::span<const Load> items, const Group& group) {

@@ -6,7 +6,7 @@
 //   exposed hop = max(0, hop - overlap * visit): what is in flight during a visit hides behind it
 //   pass-KV : pack own KV, N visits, N-1 exposed hops of KV
 //   pass-Q  : N visits, N-1 exposed hops of q, all-to-all of (o, lse), N merges
-//   gather-Q: all-gather of q, one attend(all q, kv/N), all-to-all, N merges: no chain of latencies
+//   gather-Q: all-gather of q, the same visits, all-to-all, N merges: no chain of latencies
 // Work of an item on one rank = max(causal FLOP 4 * heads * head_dim * new * (cached + (new+1)/2)
 // / rate, KV bytes read / rate) / N. Prompts are even over the ranks (zigzag); an item with fewer
 // rows than ranks leaves pass-KV's other ranks idle, but not those of pass-Q and gather-Q, which
@@ -75,7 +75,7 @@ struct PolicyInput {
 };
 
 std::array<Prediction, kVariants> predict(const PolicyInput& input, std::span<const Load> items);
-// The fastest that fits; pass-KV where nothing fits (it needs the least); ties to the earlier
+// The fastest that fits; the smallest where nothing fits; ties to the earlier
 // variant.
 Variant choose(const PolicyInput& input, std::span<const Load> items);
 

@@ -184,7 +184,8 @@ absl::Status validate(const ShardState& state, const StepPlan& plan, int32_t ran
   }
   if (plan.epoch < 0) return invalid("epoch ", plan.epoch, " is negative");
   if (plan.step < 0) return invalid("step ", plan.step, " is negative");
-  if (plan.layout_id < 0) return invalid("layout ", plan.layout_id, " is negative");
+  if (plan.layout_id != 0)
+    return invalid("layout ", plan.layout_id, " is not in the epoch's table");
 
   Sketch slots;
   for (const auto& [id, slot] : state.slots) slots[id] = {slot.length, slot.decode_base};

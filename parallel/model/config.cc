@@ -126,12 +126,13 @@ absl::Status apply(const ConfigOverrides& overrides, LlamaConfig& config) {
 
 absl::Status validate(const LlamaConfig& config, const std::string& label) {
   const auto bad = [&](const auto&... parts) { return refuse(label, absl::StrCat(parts...)); };
-  if (config.layers > 4096) return bad(config.layers, " layers are more than any model has");
+  // Message tags have ten bits for the layer; the head and the machine's measurement use two more.
+  if (config.layers > 1022) return bad(config.layers, " layers are more than the 1022 supported");
   if (config.dim > 1 << 20 || config.ffn > 1 << 24 || config.vocab > 1 << 24)
     return bad("embedding ", config.dim, ", FFN ", config.ffn, " and vocabulary ", config.vocab,
                " are beyond any model");
-  if (config.head_dim % 2 != 0 || config.head_dim > 1024)
-    return bad("head dimension ", config.head_dim, " is not an even number up to 1024");
+  if (config.head_dim % 8 != 0 || config.head_dim > 256)
+    return bad("head dimension ", config.head_dim, " is not a multiple of 8 up to 256");
   if (config.heads > 1 << 14 || config.heads % config.kv_heads != 0)
     return bad(config.heads, " query heads are not a multiple of ", config.kv_heads, " KV heads");
   if (!std::isfinite(config.rms_eps) || config.rms_eps <= 0 || config.rms_eps >= 1)

@@ -122,7 +122,7 @@ TEST_P(RingAttentionTest, EqualsFullAttention) {
         if (op.kind == Op::Kind::kTruncate) store.truncate(op.slot, op.length);
       }
       state = advance(state, plan);
-      const GroupLayout layout = layout_groups(before, state, plan, me, policy).at(0);
+      const GroupLayout layout = layout_groups(state, plan, me, policy).at(0);
 
       std::vector<float> q32;
       for (const Item& i : plan.items) {

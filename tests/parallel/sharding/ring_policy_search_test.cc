@@ -151,14 +151,18 @@ TEST(RingPolicySearch, BlocksKeepTheWorkspaceBound) {
   }
 }
 
-TEST(RingPolicySearch, PassKvWhereNothingFits) {
+TEST(RingPolicySearch, TheSmallestWhereNothingFits) {
   PolicyInput in;
   in.shape = {16, 1, 128, 1, kernels::DType::kBF16};
   in.cp = 4;
   in.workspace_limit_bytes = 1;
   const Load load = {100, 1000};
-  EXPECT_EQ(choose(in, {&load, 1}), Variant::kPassKv);
-  EXPECT_FALSE(predict(in, {&load, 1})[0].fits);
+  const auto predictions = predict(in, {&load, 1});
+  const int64_t chosen = predictions[static_cast<size_t>(choose(in, {&load, 1}))].workspace_bytes;
+  for (const Prediction& p : predictions) {
+    EXPECT_FALSE(p.fits);
+    EXPECT_LE(chosen, p.workspace_bytes);
+  }
 }
 
 // At the chunk found hops hide, half of it later they do not; multiples of 2 N, at least `least`.

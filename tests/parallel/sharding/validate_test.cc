@@ -51,7 +51,8 @@ TEST(Validate, RefusesEachBrokenRule) {
   const std::vector<Broken> rules = {
       {"epoch -1 is negative", [](StepPlan& p) { p.epoch = -1; }},
       {"step -1 is negative", [](StepPlan& p) { p.step = -1; }},
-      {"layout -1 is negative", [](StepPlan& p) { p.layout_id = -1; }},
+      {"layout -1 is not in the epoch's table", [](StepPlan& p) { p.layout_id = -1; }},
+      {"layout 1 is not in the epoch's table", [](StepPlan& p) { p.layout_id = 1; }},
       {"op 0: slot 0 is taken", [](StepPlan& p) { p.ops[0].slot = 0; }},
       {"op 0: slot -2 is negative", [](StepPlan& p) { p.ops[0].slot = -2; }},
       {"op 0: decode_base is 3, must be in [0, 3)", [](StepPlan& p) { p.ops[0].decode_base = 3; }},
