@@ -30,19 +30,20 @@ namespace {
 
 constexpr auto kFlushAtEnd = std::chrono::milliseconds(200);
 constexpr auto kCloseAtEnd = std::chrono::milliseconds(200);
+constexpr auto kCancel = std::chrono::milliseconds(200);
 constexpr auto kCareSoon = std::chrono::milliseconds(1);
 constexpr auto kCareSeldom = std::chrono::milliseconds(50);
 constexpr int64_t kSurelyEager = 1024;  // UCX's rendezvous begins at some KiB
 
 // May this UCX_TLS list bring shared memory?
 bool shares_memory(const std::string& transports) {
-  if (transports.starts_with('^')) return true;
-  std::istringstream list(transports);
+  const bool all_but = transports.starts_with('^');
+  std::istringstream list(transports.substr(all_but ? 1 : 0));
   for (std::string name; std::getline(list, name, ',');) {
     for (const char* shared : {"all", "shm", "sm", "mm", "posix", "sysv", "xpmem"})
-      if (name == shared) return true;
+      if (name == shared) return !all_but;
   }
-  return false;
+  return all_but;
 }
 
 absl::Status unavailable(const char* what, ucs_status_t status) {
@@ -50,6 +51,8 @@ absl::Status unavailable(const char* what, ucs_status_t status) {
 }
 
 class UcxWire {
+  using Clock = std::chrono::steady_clock;
+
  public:
   struct Request {
     int32_t peer = 0;
@@ -151,8 +154,9 @@ class UcxWire {
   int64_t epoch_;
   bool shares_memory_ = false;
   AbortFlag aborted_;
-  std::mutex busy_;    // the worker's
-  uint64_t uses_ = 0;  // guarded by busy_
+  Clock::time_point cancel_end_;  // when requests given up are let go of unfinished
+  std::mutex busy_;               // the worker's
+  uint64_t uses_ = 0;             // guarded by busy_
   std::jthread caretaker_;
 };
 
@@ -171,6 +175,8 @@ absl::Status UcxWire::open(const UcxOptions& options) {
   const char* from_environment = std::getenv("UCX_TLS");
   shares_memory_ = shares_memory(from_environment ? from_environment : options.transports);
   if (absl::Status status = set("NET_DEVICES", options.net_devices); !status.ok()) return status;
+  // UCX 1.13 aborts the process when a peer closes under a zero-copy TCP send.
+  if (options.transports != kLocalTransports) (void)set("ZCOPY_THRESH", "inf");
   // Twice the TCP bandwidth of 8 KiB segments (bench/link); not every build of UCX has them.
   (void)set("TCP_TX_SEG_SIZE", "256K");
   (void)set("TCP_RX_SEG_SIZE", "256K");
@@ -284,8 +290,14 @@ void UcxWire::cancel(Request& request) {
   if (request.handle == nullptr) return;
   if (!request.leaving) {
     ucp_request_cancel(worker_, request.handle);
-    for (int i = 0; i < 64 && ucp_request_check_status(request.handle) == UCS_INPROGRESS; ++i)
+    // A copy that has begun cannot be called back, and UCX 1.13 aborts the process when a worker is
+    // destroyed under it.
+    if (cancel_end_ == Clock::time_point{})
+      cancel_end_ = Clock::now() + kCancel;  // for all of them
+    while (ucp_request_check_status(request.handle) == UCS_INPROGRESS &&
+           Clock::now() < cancel_end_) {
       ucp_worker_progress(worker_);
+    }
   }
   ucp_request_free(std::exchange(request.handle, nullptr));
 }
