@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "server/served_model.h"
+#include "server/app/served_model.h"
 
 #include <utility>
 

@@ -23,6 +23,7 @@ struct WorkerOptions {
   int32_t threads = 1;
   kernels::CpuIsa isa = kernels::CpuIsa::kPortable;
   std::string secret;
+  std::string transports;                             // UCX's list; empty: it chooses per peer
   absl::Duration orphan_timeout = absl::Seconds(60);  // without a front end: end
   int64_t max_message_bytes = int64_t{256} << 20;
 };

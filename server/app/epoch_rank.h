@@ -23,7 +23,8 @@ class EpochRank {
  public:
   static absl::StatusOr<std::shared_ptr<EpochRank>> create(int64_t epoch,
                                                            parallel::Topology topology,
-                                                           int32_t world_rank);
+                                                           int32_t world_rank,
+                                                           const std::string& transports);
 
   int64_t epoch() const { return epoch_; }
   std::string address() const { return world_->address(); }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "server/config.h"
+#include "server/app/config.h"
 
 #include <sched.h>
 #include <spdlog/sinks/stdout_sinks.h>

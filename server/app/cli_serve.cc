@@ -8,10 +8,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
-#include "server/cli_commands.h"
-#include "server/config.h"
-#include "server/serve.h"
-#include "server/worker.h"
+#include "server/app/cli_commands.h"
+#include "server/app/config.h"
+#include "server/app/serve.h"
+#include "server/app/worker.h"
 
 namespace annulus::server {
 
@@ -219,6 +219,9 @@ void add_worker(CLI::App& app, Command& run) {
   worker_app->add_option("--threads", options.threads, "threads; 0: all cores")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
+  worker_app->add_option("--transports", options.transports,
+                         "UCX transports, for example tcp,self; default: shared memory within a "
+                         "host, the best network between");
   worker_app
       ->add_option("--orphan-timeout", flags->orphan_timeout_s,
                    "seconds without a front end before it ends")

@@ -4,8 +4,8 @@
 #include <cstdio>
 #include <string>
 
-#include "server/build.h"
-#include "server/cli_commands.h"
+#include "server/app/build.h"
+#include "server/app/cli_commands.h"
 #include "server/rpc/grpc_log.h"
 
 namespace {

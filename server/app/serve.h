@@ -6,7 +6,7 @@
 // 1 the workers cannot be kept alive, 2 the operator can mend it (one line says what).
 #pragma once
 
-#include "server/config.h"
+#include "server/app/config.h"
 
 namespace annulus::server {
 

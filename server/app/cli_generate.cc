@@ -17,8 +17,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
-#include "server/cli_answer.h"
-#include "server/cli_commands.h"
+#include "server/app/cli_answer.h"
+#include "server/app/cli_commands.h"
 #include "server/rpc/client.h"
 
 namespace annulus::server {

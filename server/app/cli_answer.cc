@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "server/cli_answer.h"
+#include "server/app/cli_answer.h"
 
 #include <algorithm>
 #include <cstdio>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "server/serve.h"
+#include "server/app/serve.h"
 
 #include <fcntl.h>
 #include <spdlog/spdlog.h>
@@ -17,13 +17,14 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "parallel/comm_ucx.h"
 #include "parallel/rank.h"
-#include "server/build.h"
+#include "server/app/build.h"
+#include "server/app/local_workers.h"
+#include "server/app/served_model.h"
 #include "server/engine.h"
-#include "server/local_workers.h"
 #include "server/rpc/control_service.h"
 #include "server/rpc/public_server.h"
-#include "server/served_model.h"
 
 namespace annulus::server {
 
@@ -172,7 +173,8 @@ absl::Status FrontEnd::start_workers() {
   LocalWorkers::Options options;
   for (int rank = 0; rank < world; ++rank) {
     LocalWorkers::Child child;
-    child.arguments = {"annulus", "worker", "--connect", address, "--rank", absl::StrCat(rank)};
+    child.arguments = {"annulus", "worker",           "--connect",    address,
+                       "--rank",  absl::StrCat(rank), "--transports", parallel::kLocalTransports};
     const std::vector<std::string> flags = worker_flags(config_);
     child.arguments.insert(child.arguments.end(), flags.begin(), flags.end());
     child.cores = cores[static_cast<size_t>(rank)];

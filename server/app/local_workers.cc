@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "server/local_workers.h"
+#include "server/app/local_workers.h"
 
 #include <fcntl.h>
 #include <sched.h>

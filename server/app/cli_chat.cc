@@ -17,8 +17,8 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
-#include "server/cli_answer.h"
-#include "server/cli_commands.h"
+#include "server/app/cli_answer.h"
+#include "server/app/cli_commands.h"
 #include "server/rpc/client.h"
 
 namespace annulus::server {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "server/worker.h"
+#include "server/app/worker.h"
 
 #include <spdlog/spdlog.h>
 #include <sys/prctl.h>
@@ -19,11 +19,11 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/core/check.h"
 #include "parallel/model/checkpoint.h"
-#include "server/build.h"
-#include "server/epoch_rank.h"
+#include "server/app/build.h"
+#include "server/app/epoch_rank.h"
+#include "server/app/worker_inbox.h"
 #include "server/rpc/control_client.h"
 #include "server/rpc/profile.h"
-#include "server/worker_inbox.h"
 
 namespace annulus::server {
 
@@ -254,7 +254,8 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
                  held_.weights->bytes >> 20, static_cast<double>(us_since(began)) * 1e-6);
   }
 
-  auto epoch = EpochRank::create(assignment.epoch(), topology, assignment.world_rank());
+  auto epoch =
+      EpochRank::create(assignment.epoch(), topology, assignment.world_rank(), options_.transports);
   if (!epoch.ok()) return epoch.status();
   v1::WorkerMessage message;
   message.mutable_data_address()->set_epoch(assignment.epoch());

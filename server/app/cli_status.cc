@@ -8,8 +8,8 @@
 #include <string>
 
 #include "absl/strings/str_format.h"
-#include "server/cli_answer.h"
-#include "server/cli_commands.h"
+#include "server/app/cli_answer.h"
+#include "server/app/cli_commands.h"
 #include "server/rpc/client.h"
 
 namespace annulus::server {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "server/epoch_rank.h"
+#include "server/app/epoch_rank.h"
 
 #include <utility>
 
@@ -7,9 +7,12 @@ namespace annulus::server {
 
 absl::StatusOr<std::shared_ptr<EpochRank>> EpochRank::create(int64_t epoch,
                                                              parallel::Topology topology,
-                                                             int32_t world_rank) {
+                                                             int32_t world_rank,
+                                                             const std::string& transports) {
   std::shared_ptr<EpochRank> out(new EpochRank(epoch, topology, world_rank));
-  auto world = parallel::UcxWorld::create(topology, world_rank, epoch);
+  parallel::UcxOptions ucx;
+  if (!transports.empty()) ucx.transports = transports;
+  auto world = parallel::UcxWorld::create(topology, world_rank, epoch, ucx);
   if (!world.ok()) return world.status();
   out->world_ = *std::move(world);
   return out;
