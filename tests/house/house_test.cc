@@ -109,9 +109,8 @@ TEST(HouseTest, GrpcAndGeneratedHeadersStayInRpcWorkerAndClients) {
   for (const fs::path& file : files(is_code)) {
     const std::string name = file;
     if (!std::regex_search(text_of(file), grpc)) continue;
-    EXPECT_TRUE(name.starts_with("server/rpc/") || name.starts_with("server/worker") ||
-                name.starts_with("server/cli_") || name.starts_with("tests/") ||
-                name.starts_with("bench/"))
+    EXPECT_TRUE(name.starts_with("server/rpc/") || name.starts_with("server/app/") ||
+                name.starts_with("tests/") || name.starts_with("bench/"))
         << name;
   }
 }

@@ -126,11 +126,12 @@ TEST(Config, RefusesWhatIsNotAPlainLlama) {
   expect("num_key_value_heads", 2, "9 query heads are not a multiple of 2 KV heads");
   expect("num_attention_heads", 0, "'num_attention_heads' is 0");
   expect("num_hidden_layers", -3, "'num_hidden_layers' is -3");
-  expect("num_hidden_layers", 1 << 20, "layers are more than any model has");
+  expect("num_hidden_layers", 1 << 20, "layers are more than the 1022 supported");
   expect("vocab_size", uint64_t{1} << 63, "'vocab_size' is not an integer up to");
   expect("hidden_size", "576", "'hidden_size' is not an integer");
   expect("hidden_size", 576.5, "'hidden_size' is not an integer");
   expect("head_dim", 63, "head dimension 63");
+  expect("head_dim", 100, "not a multiple of 8");
   expect("rms_norm_eps", 0, "epsilon 0");
   expect("rope_theta", 0, "theta 0");
   expect("rope_theta", "big", "'rope_theta' is not a number");
