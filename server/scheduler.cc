@@ -65,7 +65,12 @@ absl::StatusOr<int64_t> Scheduler::submit(GenerateRequest request) {
     return absl::FailedPreconditionError(absl::StrCat(
         "session \"", request.session, "\" is busy with another request; wait or cancel it"));
   }
-  if (request.append && session != nullptr) {
+  if (request.append && session == nullptr) {
+    return absl::NotFoundError(absl::StrCat(
+        "there is no session \"", request.session,
+        "\" (closed, dropped or never begun): send the whole conversation without append"));
+  }
+  if (request.append) {
     sequence.tokens = session->tokens;
     sequence.tokens.insert(sequence.tokens.end(), request.prompt.begin(), request.prompt.end());
     request.prompt = {};

@@ -122,8 +122,8 @@ bool Conversation::command(const std::string& line) {
     (void)client_.rewind(session_, 0);
     std::puts("a new conversation");
   } else if (absl::StartsWith(line, "/rewind") &&
-             (line == "/rewind" || absl::SimpleAtoi(line.substr(7), &turns))) {
-    if (turns <= 0) turns = 1;
+             (line == "/rewind" || (absl::SimpleAtoi(line.substr(7), &turns) && turns > 0))) {
+    turns = std::max(turns, 1);
     // A turn is a question and its answer.
     const int kept_always = flags_.system.empty() ? 0 : 1;
     const int left = std::max(kept_always, chat_.messages_size() - 2 * std::min(turns, 1 << 20));

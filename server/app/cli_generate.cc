@@ -4,12 +4,14 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <iterator>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -49,7 +51,12 @@ struct GenerateFlags {
 absl::StatusOr<std::string> read_all(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   if (!in) return absl::NotFoundError(absl::StrCat("cannot read ", path));
-  return std::string(std::istreambuf_iterator<char>(in), {});
+  std::ostringstream content;
+  if (in.peek() != std::ifstream::traits_type::eof()) content << in.rdbuf();
+  if (in.bad() || content.bad() || std::filesystem::is_directory(path)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, " cannot be read: is it a file?"));
+  }
+  return content.str();
 }
 
 // Numbers as text (separated by space, commas or brackets), or else packed already.

@@ -122,8 +122,9 @@ void LocalWorkers::launch(size_t rank) {
   // Everything that allocates comes before the fork: other threads hold locks in the copy.
   std::vector<std::string> arguments = options_.children[rank].arguments;
   std::vector<std::string> variables;
+  // Ours first: the first of two entries of a name is the one that is found.
+  variables = options_.environment;
   for (char** entry = environ; *entry != nullptr; ++entry) variables.emplace_back(*entry);
-  variables.insert(variables.end(), options_.environment.begin(), options_.environment.end());
   const std::vector<char*> argv = pointers(arguments);
   const std::vector<char*> envp = pointers(variables);
   cpu_set_t cores;

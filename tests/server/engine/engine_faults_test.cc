@@ -35,6 +35,10 @@ TEST(EngineFaults, RefusalsNeverCallTheSink) {
   GenerateRequest debug = ask(prompt_of(5), 5);
   debug.chunk_tokens = 3;
   EXPECT_EQ(refused(debug), absl::StatusCode::kInvalidArgument);
+  // To go on with a conversation that is not here would answer without its history.
+  GenerateRequest lost = ask(prompt_of(5), 5, "never begun");
+  lost.append = true;
+  EXPECT_EQ(refused(lost), absl::StatusCode::kNotFound);
 
   const std::shared_ptr<Heard> running = rig.start(ask(prompt_of(50), 400, "s"));
   running->wait_for_tokens(1);

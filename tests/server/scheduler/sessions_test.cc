@@ -95,7 +95,7 @@ TEST(Sessions, AppendWithoutMoreGoesOn) {
   EXPECT_EQ(both, answer_alone({some_ids(30), {}, {}, 0, 12}, kDriverVocab));
   EXPECT_EQ(second.cached_tokens, 35);
   on.session = "unknown";
-  EXPECT_EQ(driver.run(on).failed->code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(driver.run(on).failed->code(), absl::StatusCode::kNotFound);
 }
 
 TEST(Sessions, TheLeastRecentlyUsedGoesFirst) {
