@@ -27,7 +27,6 @@ double attention_us(const std::vector<parallel::StepResult>& results);
 
 double median(std::vector<double> values);
 
-// "pass-kv" or "auto": an empty list means all variants.
 inline constexpr parallel::Variant kAllVariants[] = {
     parallel::Variant::kPassKv, parallel::Variant::kPassQ, parallel::Variant::kGatherQ};
 

@@ -7,17 +7,17 @@
 #include <numeric>
 
 #include "kernels/core/check.h"
+#include "kernels/core/math.h"
 
 namespace annulus::parallel {
+
+using kernels::ceil_div;
 namespace {
 
 constexpr int64_t kUncut = std::numeric_limits<int64_t>::max();
 // Prompts are shorter; a chunk of this length ends every search.
 constexpr int64_t kLargestChunk = int64_t{1} << 31;
 
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 double real(int64_t x) {
   return static_cast<double>(x);
 }

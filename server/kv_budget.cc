@@ -3,12 +3,12 @@
 
 #include <algorithm>
 
-namespace annulus::server {
-namespace {
+#include "kernels/core/math.h"
 
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
+namespace annulus::server {
+
+using kernels::ceil_div;
+namespace {
 
 int64_t prompt_rows(int64_t first, int64_t end, int32_t cp, int32_t chunk) {
   if (first >= end) return 0;

@@ -4,7 +4,11 @@
 #include <algorithm>
 #include <array>
 
+#include "kernels/core/math.h"
+
 namespace annulus::server {
+
+using kernels::ceil_div;
 
 using parallel::Group;
 using parallel::kVariants;
@@ -17,10 +21,6 @@ namespace {
 
 // Below this a step is mostly fixed costs (reading the weights once), so no chunk is cut smaller.
 constexpr int64_t kLeastChunk = 64;
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 double miss_rate(std::span<const Load> loads, const Group& group) {
   Load all;

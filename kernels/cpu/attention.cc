@@ -10,6 +10,7 @@
 #include <cstring>
 #include <thread>
 
+#include "kernels/core/math.h"
 #include "kernels/cpu/attention_kernels.h"
 #include "kernels/cpu/queue.h"
 
@@ -21,10 +22,6 @@ constexpr int32_t kTileKeys = 64;       // splits fall on tile edges
 constexpr int32_t kFewSplitKeys = 256;  // 200 KiB of bf16 at 3 KV heads of 64: about 10 us
 constexpr int32_t kTiledSplitKeys = 2048;
 constexpr int32_t kWantedItems = 32;  // per segment, where its keys allow
-
-int32_t ceil_div(int32_t a, int32_t b) {
-  return (a + b - 1) / b;
-}
 
 // How one segment is cut: blocks of query rows x KV heads x splits of keys.
 struct Cut {

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/core/math.h"
 #include "kernels/cpu/matmul_kernels.h"
 #include "kernels/cpu/packed.h"
 #include "kernels/cpu/queue.h"
@@ -17,10 +18,6 @@ constexpr int64_t kChunkK = 512;
 constexpr int64_t kGroupBlocks = 8, kGroupPanels = 16;
 // Bytes of weights of a task when all rows fit into one tile.
 constexpr int64_t kStreamBytes = 256 << 10;
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 MatmulKind packed_kind(WeightFormat format) {
   switch (format) {

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "bench/server_process.h"
+#include "tests/support/tiny_model.h"
 
 namespace annulus {
 namespace {
@@ -17,21 +18,12 @@ namespace {
 namespace fs = std::filesystem;
 
 const std::string kGolden = std::string(ANNULUS_SOURCE_DIR) + "/tests/golden/";
-// Everything up to 300 tokens: chat, a session of four turns, a batch of unequal lengths, unicode,
+// Everything up to 701 tokens: chat, a session of four turns, a batch of unequal lengths, unicode,
 // code.
 const std::string kShort =
     "one-token,short-chat,odd-37,story-290,session-turn1,session-turn2,session-turn3,session-turn4,"
     "batch-1,batch-9,"
     "batch-64,batch-233,batch-701,unicode,code";
-
-std::string model() {
-  if (const char* path = std::getenv("ANNULUS_MODEL")) return path;
-  const char* cache = std::getenv("XDG_CACHE_HOME");
-  const char* home = std::getenv("HOME");
-  return std::string(cache != nullptr ? cache
-                                      : std::string(home != nullptr ? home : "") + "/.cache") +
-         "/annulus/models/SmolLM2-135M-Instruct.Q4_1.gguf";
-}
 
 class GoldenTest : public ::testing::Test {
  protected:
@@ -41,7 +33,7 @@ class GoldenTest : public ::testing::Test {
   }
   static void TearDownTestSuite() { fs::remove_all(folder_); }
   void SetUp() override {
-    ASSERT_TRUE(fs::exists(model())) << model() << " is missing: run deploy/fetch-model";
+    ASSERT_TRUE(testing::test_model_path().ok()) << testing::test_model_path().status();
   }
 
   static std::string answers(const std::string& name) { return folder_ + "/" + name + ".jsonl"; }
@@ -52,8 +44,9 @@ class GoldenTest : public ::testing::Test {
                   const std::string& cases = "generate.jsonl") {
     const fs::path bench =
         fs::path(bench::annulus_binary()).parent_path().parent_path() / "bench" / "annulus-bench";
-    const std::string command = bench.string() + " golden --model '" + model() + "' --cases " +
-                                kGolden + cases + " --out " + answers(name) + " " + flags;
+    const std::string command = bench.string() + " golden --model '" + *testing::test_model_path() +
+                                "' --cases " + kGolden + cases + " --out " + answers(name) + " " +
+                                flags;
     return std::system(
                (command + " > " + folder_ + "/log 2>&1 || { cat " + folder_ + "/log >&2; false; }")
                    .c_str()) == 0;
