@@ -20,6 +20,7 @@ namespace {
 constexpr int32_t kMaxHeadDim = 256;
 constexpr int32_t kTileKeys = 64;       // splits fall on tile edges
 constexpr int32_t kFewSplitKeys = 256;  // 200 KiB of bf16 at 3 KV heads of 64: about 10 us
+constexpr int32_t kFewSplits = 128;     // bounds the partials of few rows: scratch is not O(keys)
 constexpr int32_t kTiledSplitKeys = 2048;
 constexpr int32_t kWantedItems = 32;  // per segment, where its keys allow
 
@@ -39,7 +40,8 @@ Cut cut_segment(const Segment& segment, int32_t group, const KvFormat& format, i
     cut.kv_heads = format.kv_heads;
     cut.rows = n;
     cut.blocks = 1;
-    cut.split_keys = kFewSplitKeys;
+    cut.split_keys = std::max(kFewSplitKeys, ceil_div(keys, kFewSplits));
+    cut.split_keys = ceil_div(cut.split_keys, kTileKeys) * kTileKeys;
   } else {
     cut.blocks = ceil_div(n, std::max(1, block_rows / group));
     cut.rows = ceil_div(n, cut.blocks);

@@ -206,8 +206,10 @@ void attend_few(const AttendBlock& block, std::byte* scratch) {
   KeyTile tile;
   const std::byte* rows[kTile];
   for (int32_t first = block.first_key; first < block.last_key; first += kTile) {
-    if ((first - block.first_key) % step == 0)
+    if ((first - block.first_key) % step == 0) {
+      if (first != block.first_key && block.poll != nullptr) block.poll(block.poll_context);
       stream(block, first, block.last_key - first < step ? block.last_key : first + step);
+    }
     locate(block, first, tile);
     if (tile.lowest > all.highest) continue;
     const bool masked = tile.highest > all.lowest;
