@@ -32,12 +32,23 @@ Client::Client(const std::string& address) {
       grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
 }
 
-absl::StatusOr<Answer> Client::generate(const v1::GenerateRequest& request) const {
+absl::Status Client::stream(const v1::GenerateRequest& request,
+                            const std::function<bool(v1::GenerateResponse&)>& on_event) const {
   grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, request);
+  bool cancelled = false;
+  for (v1::GenerateResponse event; reader->Read(&event);) {
+    if (cancelled || on_event(event)) continue;
+    cancelled = true;
+    context.TryCancel();
+  }
+  return to_status(reader->Finish(), "Generate");
+}
+
+absl::StatusOr<Answer> Client::generate(const v1::GenerateRequest& request) const {
   Answer answer;
   const Clock::time_point start = Clock::now();
-  const auto reader = stub_->Generate(&context, request);
-  for (v1::GenerateResponse event; reader->Read(&event);) {
+  const absl::Status status = stream(request, [&](v1::GenerateResponse& event) {
     switch (event.event_case()) {
       case v1::GenerateResponse::kAccepted:
         answer.accepted = std::move(*event.mutable_accepted());
@@ -57,9 +68,9 @@ absl::StatusOr<Answer> Client::generate(const v1::GenerateRequest& request) cons
         break;
       case v1::GenerateResponse::EVENT_NOT_SET: break;
     }
-  }
+    return true;
+  });
   answer.total_ms = ms_since(start);
-  const absl::Status status = to_status(reader->Finish(), "Generate");
   if (!status.ok()) return status;
   return answer;
 }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -27,6 +28,9 @@ class Client {
   explicit Client(const std::string& address);
 
   absl::StatusOr<Answer> generate(const v1::GenerateRequest& request) const;
+  // Every event as it comes; once on_event answers false the call is cancelled (CANCELLED).
+  absl::Status stream(const v1::GenerateRequest& request,
+                      const std::function<bool(v1::GenerateResponse&)>& on_event) const;
   absl::StatusOr<v1::GetClusterResponse> cluster() const;
   absl::StatusOr<v1::GetModelResponse> model() const;
   absl::Status close_session(const std::string& session) const;

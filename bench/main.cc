@@ -11,6 +11,7 @@
 #include "bench/golden.h"
 #include "bench/link.h"
 #include "bench/policy.h"
+#include "bench/recall.h"
 #include "bench/ring.h"
 
 namespace {
@@ -31,6 +32,8 @@ constexpr Command kCommands[] = {
     {"gemm", "linear layers against the peaks of this machine", bench_gemm},
     {"attention", "attention against the peaks of this machine", bench_attention},
     {"link", "round trip and bandwidth between two ranks", bench_link},
+    {"recall", "a prompt of up to a million tokens, with needles on every edge of the split",
+     bench_recall},
 };
 
 }  // namespace
