@@ -5,6 +5,18 @@ target_compile_options(annulus_flags INTERFACE -Wall -Wextra -Wshadow -Wconversi
                                                -fno-math-errno -fno-trapping-math)
 target_link_libraries(annulus_flags INTERFACE Threads::Threads)
 
+# ANNULUS_SANITIZE: our own code alone is instrumented; Debian's gRPC, protobuf, abseil and UCX are not, which is why
+# thread sanitizing stops short of them (tests/sanitize). A finding ends the process.
+if(ANNULUS_SANITIZE STREQUAL "address")
+  add_compile_options(-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1)
+  add_link_options(-fsanitize=address,undefined)
+elseif(ANNULUS_SANITIZE STREQUAL "thread")
+  add_compile_options(-fsanitize=thread -fno-omit-frame-pointer -g1)
+  add_link_options(-fsanitize=thread)
+elseif(ANNULUS_SANITIZE)
+  message(FATAL_ERROR "ANNULUS_SANITIZE is \"${ANNULUS_SANITIZE}\"; address and thread are known")
+endif()
+
 # annulus_library(NAME SOURCES a.cc... LINK x...): a static library with the project's warnings.
 function(annulus_library name)
   cmake_parse_arguments(A "" "" "SOURCES;LINK" ${ARGN})

@@ -142,6 +142,22 @@ TEST(HouseTest, NoFileIsTooLong) {
   }
 }
 
+// So that compiling x.cc proves that x.h compiles alone. Sources compiled once per instruction set
+// and parts of one header have other names.
+TEST(HouseTest, SourceIncludesItsOwnHeaderFirst) {
+  for (const fs::path& file : files(is_code)) {
+    if (file.extension() == ".h") {
+      EXPECT_NE(text_of(file).find("\n#pragma once\n"), std::string::npos) << file;
+      continue;
+    }
+    const std::string header = fs::path(file).replace_extension(".h");
+    if (!fs::exists(kRoot / header)) continue;
+    const std::string text = text_of(file);
+    const size_t first = text.find("\n#include ");
+    EXPECT_EQ(text.compare(first, header.size() + 12, "\n#include \"" + header + "\""), 0) << file;
+  }
+}
+
 TEST(HouseTest, NoForbiddenFlags) {
   const auto build_file = [](const fs::path& path) {
     return path.filename() == "CMakeLists.txt" || path.extension() == ".cmake";

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The known faults of ring attention and of what surrounds it, as edits of the real sources.
+
+An edit replaces `old`, which must occur exactly once in its file: whoever changes that line changes the entry too.
+`tests` names what must notice: a test binary and a GoogleTest filter, quick ones first. `quick` marks the entries that
+`tests/mutants/run` seeds without --full: one for each kind of fault.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    fault: str  # what kind; design section 5 lists the first ten
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple  # of (binary, filter)
+    quick: bool = False
+
+
+ATTENTION = (("kernels_attention_test", "*AttendTest*:*PartialTest*"),)
+RING = (("parallel_ring_test", "*RingAttentionTest*"),)
+STORE = (("parallel_ring_test", "KvStoreTest.*"),)
+SHARDING = (("parallel_pure_test", "Zigzag*:DecodeOwner*:ShardItem*:Turns*:Truncate*:Fork*:Rows*"),)
+SAMPLER = (("parallel_pure_test", "Filters*:Sample*:Frequencies*:Greedy*:Answer*:Logprobs*"),)
+COMM = (("comm_test", "*Conformance*:*Rotate*"),)
+ENGINE = (("engine_test", "Engine.*"),)
+SCHEDULER = (("scheduler_test", "Scheduler.*:Sessions.*:*SimulationTest*"),)
+
+KERNEL = "kernels/cpu/attention_rows.h"
+KERNEL_LOOPS = "kernels/cpu/attention_impl.cc"
+CUT = "kernels/cpu/attention.cc"
+ROTATE = "parallel/ring.h"
+VARIANTS = "parallel/ring_attention.cc"
+
+MUTANTS = (
+    # -- a key is lost
+    Mutant("lost key", "last key of a passed payload", VARIANTS,
+           "theirs.kv_positions.data(), static_cast<int32_t>(theirs.kv_positions.size())};",
+           "theirs.kv_positions.data(), static_cast<int32_t>(theirs.kv_positions.size()) - 1};", RING, quick=True),
+    Mutant("lost key", "last key of a split", CUT,
+           "const int32_t last_key = std::min(segment.kv.count, first_key + cut.split_keys);",
+           "const int32_t last_key = std::min(segment.kv.count, first_key + cut.split_keys - 1);", ATTENTION),
+    Mutant("lost key", "last key of every tile", KERNEL,
+           "n = n < 0 ? 0 : n < kTile ? n : kTile;", "n = n < 0 ? 0 : n < kTile ? n : kTile - 1;", ATTENTION),
+    Mutant("lost key", "packing starts a page one row late", CUT,
+           "const int64_t page = first / format.page_tokens, within = first % format.page_tokens;",
+           "const int64_t page = first / format.page_tokens, within = (first + 1) % format.page_tokens;",
+           (("kernels_attention_test", "*KvTest*"),)),
+    # -- a key counts twice
+    Mutant("doubled key", "splits overlap by one key", CUT,
+           "const int32_t first_key = split * cut.split_keys;",
+           "const int32_t first_key = std::max(0, split * cut.split_keys - 1);", ATTENTION, quick=True),
+    Mutant("doubled key", "the last payload is visited twice", ROTATE,
+           "if (hop == n - 1) {", "if (hop == n - 1) {\n      visit(origin, payload);", COMM),
+    Mutant("doubled key", "a returned partial is merged twice", VARIANTS,
+           "if (r != me && mine > 0) kernels::merge(queue, result, returned[index(r)]);",
+           "for (int i = 0; i < 2; ++i)\n"
+           "        if (r != me && mine > 0) kernels::merge(queue, result, returned[index(r)]);", RING),
+    # -- a hop is skipped
+    Mutant("skipped hop", "the first foreign payload is not visited", ROTATE,
+           "visit(origin, payload);\n    ring.await", "if (hop != 1) visit(origin, payload);\n    ring.await", COMM,
+           quick=True),
+    Mutant("skipped hop", "gather-Q leaves out the last rank", VARIANTS,
+           "visit(r, all.subspan(index(at), index(bytes[index(r)])));",
+           "if (r + 1 < ranks || r == me) visit(r, all.subspan(index(at), index(bytes[index(r)])));", RING),
+    Mutant("skipped hop", "one rank's partial is not merged", VARIANTS,
+           "if (r != me && mine > 0) kernels::merge(queue, result, returned[index(r)]);",
+           "if (r != me && r + 1 < ranks && mine > 0) kernels::merge(queue, result, returned[index(r)]);", RING),
+    # -- the mask is off by one
+    Mutant("mask off by one", "a query sees the key after it", KERNEL,
+           "x[i] = select(less_equal(tile.positions + 16 * i, rows.position[m]), x[i], hidden);",
+           "x[i] = select(less_equal(tile.positions + 16 * i, rows.position[m] + 1), x[i], hidden);", ATTENTION),
+    Mutant("mask off by one", "a tile whose last key is one ahead is not masked", KERNEL_LOOPS,
+           "const bool masked = tile.highest > seen.lowest;", "const bool masked = tile.highest > seen.lowest + 1;",
+           ATTENTION, quick=True),
+    Mutant("mask off by one", "the same for few rows", KERNEL_LOOPS,
+           "const bool masked = tile.highest > all.lowest;", "const bool masked = tile.highest > all.lowest + 1;",
+           ATTENTION + RING),
+    Mutant("mask off by one", "a tile that begins at the query itself is hidden", KERNEL_LOOPS,
+           "hidden[panel - group] = tile.lowest > seen.highest;",
+           "hidden[panel - group] = tile.lowest >= seen.highest;", ATTENTION),
+    Mutant("mask off by one", "queries of a block take their neighbours' positions", VARIANTS,
+           "segment.q_positions = item.q_positions.data() + (begin - item.q_first);",
+           "segment.q_positions = item.q_positions.data() + (begin > item.q_first ? begin - item.q_first - 1 : 0);",
+           RING),
+    Mutant("mask off by one", "zigzag chunks meet one position late", "parallel/sharding.cc",
+           "return Span{first + c * even + std::min(c, rest), static_cast<int32_t>(even + (c < rest)), 1};",
+           "return Span{first + c * even + std::min(c, rest) + (c > rest), static_cast<int32_t>(even + (c < rest)), 1};",
+           SHARDING),
+    # -- the logarithm has another base
+    Mutant("LSE in base 2", "of a block", KERNEL,
+           "rows.max[m] * block.scale + logf(sum)", "rows.max[m] * block.scale + logf(sum) * 1.44269504f", ATTENTION,
+           quick=True),
+    Mutant("LSE in base 2", "of a merge", KERNEL,
+           "*lse = high + log1pf(weight);", "*lse = high + log1pf(weight) * 1.44269504f;", ATTENTION),
+    Mutant("LSE in base 2", "an empty partial is not the identity", KERNEL,
+           "if (from_lse == kMinusInfinity) return;", "", ATTENTION),
+    # -- a payload is not the one of this hop
+    Mutant("stale payload", "the own payload goes round", ROTATE,
+           "payload = room;", "payload = room.size() == own.size() ? own : ConstBytes(room);", COMM, quick=True),
+    Mutant("stale payload", "one receive buffer instead of two", ROTATE,
+           "buffers.buffer[hop % 2].first(", "buffers.buffer[0].first(", COMM),
+    Mutant("stale payload", "partials of another block are not cleared", VARIANTS,
+           "if (origin != me) kernels::clear(queue, partial[index(origin)]);", "", RING),
+    Mutant("stale payload", "messages of another epoch match", "parallel/comm_ids.cc",
+           "| wrapped(kTagEpoch, epoch);", "| wrapped(kTagEpoch, epoch * 0);", (("comm_test", "MessageTag.*"),)),
+    Mutant("stale payload", "messages of another step match", "parallel/comm_ids.cc",
+           "| wrapped(kTagStep, op.step) |", "| wrapped(kTagStep, op.step * 0) |",
+           (("comm_test", "MessageTag.*:*LateMessage*"),)),
+    # -- a payload is taken for another rank's
+    Mutant("wrong origin", "the ring is counted the other way", ROTATE,
+           "visit(origin, payload);\n    ring.await", "visit((me + hop) % n, payload);\n    ring.await",
+           COMM, quick=True),
+    Mutant("wrong origin", "a payload gets the positions of the rank on the other side", VARIANTS,
+           "const ItemRows& theirs = group.ranks[index(origin)][i];",
+           "const ItemRows& theirs = group.ranks[index((2 * me + ranks - origin) % ranks)][i];", RING),
+    Mutant("wrong origin", "partials return to the wrong rows", VARIANTS,
+           "Segment segment = segment_of(group.ranks[index(origin)][i], first, rows[index(origin)]);",
+           "Segment segment = segment_of(group.ranks[index(me)][i], first, rows[index(origin)]);", RING),
+    # -- decoded tokens enter the cache twice
+    Mutant("decode KV appended twice", "every rank keeps the row", "parallel/sharding.cc",
+           "if (skip >= span.count) return {span.first, 0, 1};", "if (skip >= span.count) return {span.first, 1, 1};",
+           SHARDING, quick=True),
+    Mutant("decode KV appended twice", "the store lists it twice", "parallel/kv_store.cc",
+           "s.positions.push_back(position);", "s.positions.insert(s.positions.end(), 2, position);", STORE + RING),
+    Mutant("decode KV appended twice", "an overshoot stays in the session", "server/scheduler.cc",
+           "const int64_t keep = std::min(sequence.planned, sequence.known() - 1);",
+           "const int64_t keep = sequence.planned;", SCHEDULER),
+    # -- a cached prefix is taken too long or too short
+    Mutant("prefix off by one", "one token too many is reused", "server/scheduler_plan.cc",
+           "return std::mismatch(sequence.tokens.begin(), end, session.tokens.begin()).first -\n"
+           "         sequence.tokens.begin();",
+           "return std::min<int64_t>(\n"
+           "      most, std::mismatch(sequence.tokens.begin(), end, session.tokens.begin()).first -\n"
+           "                sequence.tokens.begin() + 1);", SCHEDULER, quick=True),
+    Mutant("prefix off by one", "the last prompt token is taken from the cache", "server/scheduler_plan.cc",
+           "int64_t most = std::min(session.kv, sequence.prompt - 1);",
+           "int64_t most = std::min(session.kv, sequence.prompt);", SCHEDULER),
+    Mutant("prefix off by one", "a truncated store keeps one row more", "parallel/kv_store.cc",
+           "const auto end = std::lower_bound(s.positions.begin(), s.positions.end(), length);",
+           "const auto end = std::upper_bound(s.positions.begin(), s.positions.end(), length);", STORE + RING),
+    Mutant("prefix off by one", "a truncated shard keeps one position more", "parallel/sharding.cc",
+           "while (!spans.empty() && spans.back().first >= length) spans.pop_back();",
+           "while (!spans.empty() && spans.back().first > length) spans.pop_back();", SHARDING),
+    Mutant("prefix off by one", "a fork takes one row more", "parallel/kv_store.cc",
+           "const auto end = std::lower_bound(source.positions.begin(), source.positions.end(), length);",
+           "const auto end = std::upper_bound(source.positions.begin(), source.positions.end(), length);", STORE),
+    # -- rotary angles of the row instead of the position
+    Mutant("RoPE at local position", "rows are counted from 0 on every rank", "parallel/rank.cc",
+           "fill_cos_sin(self.frequencies, rows.positions, cos_sin.row<float>(0));",
+           "std::vector<int32_t> local;\n"
+           "    for (const int32_t p : rows.positions) local.push_back(p * 0 + static_cast<int32_t>(local.size()));\n"
+           "    fill_cos_sin(self.frequencies, local, cos_sin.row<float>(0));", ENGINE, quick=True),
+    Mutant("RoPE at local position", "angles in single precision", "parallel/model/rope.cc",
+           "const double angle = pos * frequencies[i];",
+           "const double angle = static_cast<float>(pos) * static_cast<float>(frequencies[i]);",
+           (("model_test", "Rope.*"),)),
+    # -- what surrounds attention
+    Mutant("partials", "travel as bf16", VARIANTS,
+           'call.op.what = "partials";',
+           'call.op.what = "partials";\n'
+           "    for (int32_t r = 0; r < ranks; ++r) {\n"
+           "      for (int64_t e = 0; r != me && e < partial[index(r)].o_elements(); ++e)\n"
+           "        partial[index(r)].o[e] = kernels::to_float(kernels::to_bf16(partial[index(r)].o[e]));\n"
+           "    }", RING, quick=True),
+    Mutant("all-reduce", "the last rank is missing", "parallel/comm_messages.cc",
+           "for (int32_t r = 1; r < ranks; ++r) {", "for (int32_t r = 1; r < ranks - 1; ++r) {", COMM, quick=True),
+    Mutant("all-reduce", "every rank begins with its own part", "parallel/comm_messages.cc",
+           "float* __restrict sum = me == 0 ? data.data() : others;",
+           "float* __restrict sum = me == 0 ? data.data() : others;\n"
+           "  if (me > 1) {\n"
+           "    for (size_t i = 0; i < count; ++i) {\n"
+           "      const float own = data[i];\n"
+           "      data[i] = others[i];\n"
+           "      others[i] = own;\n"
+           "    }\n"
+           "  }", COMM),
+    Mutant("all-gather", "one part too early", "parallel/comm_messages.h",
+           "const Bytes room = out.subspan(index(at), index(length));",
+           "const Bytes room = out.subspan(index(at >= 4 ? at - 4 : at), index(length));", COMM),
+    Mutant("sampled ids", "every sequence of a rank gets the first one's", "parallel/rank.cc",
+           "by_row.push_back(all[next[index(rank)]++]);", "by_row.push_back(all[next[index(rank)]]);", ENGINE, quick=True),
+    Mutant("sampled ids", "the next plan names the wrong row", "server/scheduler_plan.cc",
+           "if (wanted.sample) sequence.sampled = {step_, draft.rows++};",
+           "if (wanted.sample) sequence.sampled = {step_, std::max(0, draft.rows++ - 1)};", SCHEDULER),
+    Mutant("sampled ids", "the step before is taken", "parallel/rank.cc",
+           "if (at != item.sampled.step) continue;",
+           "if (at != item.sampled.step && at + 1 != item.sampled.step) continue;", ENGINE),
+    Mutant("sampling", "ties go to the larger id", "parallel/sampler.cc",
+           "return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;",
+           "return a.logit != b.logit ? a.logit > b.logit : a.id > b.id;", SAMPLER),
+    Mutant("sampling", "the random number ignores the position", "parallel/sampler.cc",
+           "const double uniform = philox_uniform(params.seed, static_cast<uint64_t>(position));",
+           "const double uniform = philox_uniform(params.seed, static_cast<uint64_t>(position * 0));", SAMPLER),
+    Mutant("sampling", "top-k keeps one more", "parallel/sampler.cc",
+           "top_k ? best_of(row.logits, static_cast<size_t>(params.top_k)) :",
+           "top_k ? best_of(row.logits, static_cast<size_t>(params.top_k) + 1) :", SAMPLER),
+    Mutant("logits", "vocabulary shards of two rows are mixed up", "parallel/rank.cc",
+           "all.subspan(index((t * n + r) * part), index(part));",
+           "all.subspan(index((r * topology.tp + t) * part), index(part));", ENGINE),
+    Mutant("sharding", "decode rows ignore their base", "parallel/sharding.cc",
+           "return static_cast<int32_t>((decode_base + position) % ranks);",
+           "return static_cast<int32_t>((decode_base * 0 + position) % ranks);", SHARDING),
+    Mutant("sharding", "query heads read the next KV head", KERNEL,
+           "return m / (block.rows * block.group) * block.group + m % block.group;",
+           "return m / (block.rows * block.group) * block.group + (m + 1) % block.group;", ATTENTION),
+    Mutant("paging", "a fork writes into the page it shares", "parallel/kv_store.cc",
+           "} else if (users_[static_cast<size_t>(s.pages.back())] > 1) {",
+           "} else if (users_[static_cast<size_t>(s.pages.back())] > 1 && false) {", STORE),
+    Mutant("paging", "a slot is used again while plans read it", "server/scheduler.cc",
+           "pending_ops_.push_back(release_op(sequence.slot));\n    cooling_slots_.push_back(sequence.slot);",
+           "pending_ops_.push_back(release_op(sequence.slot));\n    free_slots_.insert(sequence.slot);", SCHEDULER),
+    Mutant("plan log", "a rank that drifted goes on", "parallel/shard_validate.cc",
+           "if (plan.digest != state.digest) {", "if (plan.digest != state.digest && plan.epoch < 0) {",
+           (("parallel_pure_test", "Validate.*"),)),
+)
