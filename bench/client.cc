@@ -33,8 +33,13 @@ Client::Client(const std::string& address) {
 }
 
 absl::Status Client::stream(const v1::GenerateRequest& request,
-                            const std::function<bool(v1::GenerateResponse&)>& on_event) const {
+                            const std::function<bool(v1::GenerateResponse&)>& on_event,
+                            double deadline_s) const {
   grpc::ClientContext context;
+  if (deadline_s > 0) {
+    context.set_deadline(std::chrono::system_clock::now() +
+                         std::chrono::microseconds(static_cast<int64_t>(deadline_s * 1e6)));
+  }
   const auto reader = stub_->Generate(&context, request);
   bool cancelled = false;
   for (v1::GenerateResponse event; reader->Read(&event);) {

@@ -29,8 +29,10 @@ class Client {
 
   absl::StatusOr<Answer> generate(const v1::GenerateRequest& request) const;
   // Every event as it comes; once on_event answers false the call is cancelled (CANCELLED).
+  // deadline_s: of the call; 0: none.
   absl::Status stream(const v1::GenerateRequest& request,
-                      const std::function<bool(v1::GenerateResponse&)>& on_event) const;
+                      const std::function<bool(v1::GenerateResponse&)>& on_event,
+                      double deadline_s = 0) const;
   absl::StatusOr<v1::GetClusterResponse> cluster() const;
   absl::StatusOr<v1::GetModelResponse> model() const;
   absl::Status close_session(const std::string& session) const;

@@ -13,6 +13,7 @@
 #include "bench/policy.h"
 #include "bench/recall.h"
 #include "bench/ring.h"
+#include "bench/soak.h"
 
 namespace {
 
@@ -31,6 +32,7 @@ constexpr Command kCommands[] = {
      bench_policy},
     {"gemm", "linear layers against the peaks of this machine", bench_gemm},
     {"attention", "attention against the peaks of this machine", bench_attention},
+    {"soak", "many streams at once: statuses, texts, and what stays behind", bench_soak},
     {"link", "round trip and bandwidth between two ranks", bench_link},
     {"recall", "a prompt of up to a million tokens, with needles on every edge of the split",
      bench_recall},

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "allocations.h"
+#include "tests/parallel/sharding/allocations.h"
 
 #include <cstdlib>
 #include <new>
