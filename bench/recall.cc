@@ -102,7 +102,8 @@ void print(const RecallPrompt& prompt, const RecallReport& r) {
   std::printf("needles: %lld of %lld asks found theirs, by rank: %s; %lld positions checked\n",
               static_cast<long long>(r.found), static_cast<long long>(r.asked),
               absl::StrJoin(r.found_by_rank, " ").c_str(), static_cast<long long>(r.checked));
-  std::printf("log-probabilities: worst %.2g off the computed ones\n", r.worst_logprob);
+  std::printf("log-probabilities: worst %.2g off the computed ones (at position %lld)\n",
+              r.worst_logprob, static_cast<long long>(r.worst_position));
   for (const std::string& line : r.faults) std::printf("FAULT: %s\n", line.c_str());
 }
 
@@ -160,12 +161,13 @@ absl::StatusOr<bool> cancel_all(const Client& client, const Options& o,
   for (int i = 0; i < o.cancels; ++i) {
     const auto report = cancel_recall(client, prompt, run_options(o, o.precision), point(random));
     if (!report.ok()) return report.status();
-    // One that ends while the cancel travels, the one that runs, the one that frees the rows.
+    // The one that runs, one behind it where steps are short, the one that frees the rows.
     const bool at_once = report->steps <= 3;
     std::printf(
-        "cancel after %lld tokens: empty again in %.0f ms, %lld steps (longest step %.0f ms)%s\n",
-        static_cast<long long>(report->tokens_done), report->ms,
-        static_cast<long long>(report->steps), report->longest_step_ms,
+        "cancel after %lld tokens: dropped in %.0f ms, %lld steps later (%.0f ms) no rank holds a "
+        "row; longest step %.0f ms%s\n",
+        static_cast<long long>(report->tokens_done), report->effect_ms,
+        static_cast<long long>(report->steps), report->empty_ms, report->longest_step_ms,
         at_once ? "" : "  FAULT: it ran on");
     std::fflush(stdout);
     good &= at_once;

@@ -7,11 +7,11 @@
 // Codes are the bits of i as +-1 in dimensions of the head that RoPE leaves alone (theta 1e300:
 // every pair but the first turns by less than 1e-30 rad in a million tokens). The first pair turns
 // by one radian a token and adds cos(distance) to a needle's score, so that a key at a wrong
-// position shows as well. With A = kBitScore: score(Q_i, N_j) = A (bits - 2 hamming(i, j)) +
-// cos(p_i - p_j), score(Q_i, filler) = A bits - ln(tokens): one needle weighs about as much as all
-// fillers together. So the answer's probabilities move when one key of a million is lost, doubled
-// or hidden, and expected() gives them in double from nothing but counts and codes. Used by recall
-// and its tests; pure but for writing.
+// position shows as well. With A = 5 nats a bit, M = 7 and c = cos(p_i - p_j):
+//   score(Q_i, N_j) = M - 2 A hamming(i, j) + c,   score(Q_i, filler) = M - ln(tokens),
+// so one needle weighs about as much as all fillers together, and the answer's probabilities move
+// when one key of a million is lost, doubled or hidden. expected() gives them in double from
+// nothing but counts and codes. Used by recall and its tests; pure but for writing.
 #pragma once
 
 #include <cstdint>

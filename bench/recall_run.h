@@ -35,9 +35,10 @@ struct RecallLogprobs {
 };
 
 struct RecallReport {
-  int64_t asked = 0, found = 0;        // needles, by asks
-  int64_t checked = 0;                 // all positions, hidden needles too
-  double worst_logprob = 0;            // |answered - computed| over all ids reported
+  int64_t asked = 0, found = 0;  // needles, by asks
+  int64_t checked = 0;           // all positions, hidden needles too
+  double worst_logprob = 0;      // |answered - computed| over all ids reported
+  int64_t worst_position = -1;
   std::vector<int64_t> found_by_rank;  // needles found, by the rank that holds them
   int64_t progress_events = 0, longest_gap_tokens = 0;
   double prefill_s = 0, decode_ms = 0;
@@ -63,8 +64,9 @@ absl::StatusOr<double> largest_difference(const RecallReport& a, const RecallRep
 // engine is empty again. Error: it did not end as cancelled, or held on to rows or to its place.
 struct CancelReport {
   int64_t tokens_done = 0;
-  int64_t steps = 0;  // that ended after the cancel: at most one that had begun, one that frees
-  double ms = 0, longest_step_ms = 0;
+  double effect_ms = 0;  // until the engine had dropped the request
+  int64_t steps = 0;     // that ended from then on: the one that ran, and the one that frees rows
+  double empty_ms = 0, longest_step_ms = 0;  // until no rank held rows
 };
 absl::StatusOr<CancelReport> cancel_recall(const Client& client, const RecallPrompt& prompt,
                                            const RecallOptions& options, double after);

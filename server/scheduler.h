@@ -63,6 +63,9 @@ struct StepSummary {
 class Scheduler {
  public:
   static constexpr size_t kPlansAhead = 2;
+  // A step with prompt tokens that is predicted to take longer has no plan behind it: the front
+  // end's turn is small beside it, and a cancel costs no more than the step that runs.
+  static constexpr double kLongStepUs = 10e3;
 
   explicit Scheduler(SchedulerLimits limits);
 
@@ -109,6 +112,7 @@ class Scheduler {
     std::vector<Work> work;             // by item
     std::vector<parallel::Item> items;  // without tokens
     StepSummary summary;
+    double expected_us = 0;
   };
   struct Draft {  // a plan in the making
     parallel::StepPlan plan;

@@ -32,6 +32,9 @@ std::vector<int64_t> rows_of(const parallel::ShardState& state, int32_t slot, in
 
 std::optional<PlannedStep> Scheduler::next() {
   if (!serving_ || out_.size() >= kPlansAhead) return std::nullopt;
+  if (!out_.empty() && !out_.back().summary.decode_only && out_.back().expected_us > kLongStepUs) {
+    return std::nullopt;
+  }
   Draft draft;
   draft.plan.ops = std::exchange(pending_ops_, {});
   admit_waiting(draft);
@@ -59,6 +62,7 @@ std::optional<PlannedStep> Scheduler::next() {
   Out out;
   out.step = plan.step;
   out.work = std::move(draft.work);
+  out.expected_us = planned.expected_us;
   out.summary.decode_only =
       !plan.items.empty() && std::all_of(plan.items.begin(), plan.items.end(), [](const Item& i) {
         return i.placement == Placement::kDecode;

@@ -21,19 +21,23 @@ namespace {
 template <class Dot, int R, int NV, class B>
 ANNULUS_INLINE void accumulate(float* c, int64_t c_stride, const float* correction, const float* p,
                                const B& b) {
+  // A tile's sum begins at zero: rounding errors grow with 64 + tiles, not with the keys.
   Vec acc[R][NV];
   ANNULUS_UNROLL
   for (int r = 0; r < R; ++r) {
-    const Vec factor = set1(correction[r]);
     ANNULUS_UNROLL
-    for (int n = 0; n < NV; ++n) acc[r][n] = mul(load(c + r * c_stride + 16 * n), factor);
+    for (int n = 0; n < NV; ++n) acc[r][n] = zero();
   }
   multiply<Dot>(reinterpret_cast<const typename Dot::Element*>(p), kTile * Dot::kPerWord, b,
                 kTile / Dot::kPerWord, acc);
   ANNULUS_UNROLL
   for (int r = 0; r < R; ++r) {
+    const Vec factor = set1(correction[r]);
     ANNULUS_UNROLL
-    for (int n = 0; n < NV; ++n) store(c + r * c_stride + 16 * n, acc[r][n]);
+    for (int n = 0; n < NV; ++n) {
+      float* at = c + r * c_stride + 16 * n;
+      store(at, fma(load(at), factor, acc[r][n]));
+    }
   }
 }
 
