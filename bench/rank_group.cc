@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
-#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -74,17 +73,6 @@ void pin_to(int first, int count) {
   sched_setaffinity(0, sizeof cores, &cores);
 }
 
-// As `ip netns exec` does: with a /sys of the namespace's own, from which UCX learns its devices.
-void enter_namespace(const std::string& name) {
-  const int fd = open(absl::StrCat("/var/run/netns/", name).c_str(), O_RDONLY);
-  const bool entered = fd >= 0 && setns(fd, CLONE_NEWNET) == 0 && unshare(CLONE_NEWNS) == 0 &&
-                       mount("", "/", "none", MS_SLAVE | MS_REC, nullptr) == 0 &&
-                       umount2("/sys", MNT_DETACH) == 0 &&
-                       mount(name.c_str(), "/sys", "sysfs", 0, nullptr) == 0;
-  if (!entered) throw kernels::DeviceError("cannot enter network namespace " + name);
-  close(fd);
-}
-
 // The life of one rank: exchange addresses, load, measure, then plan in, result out.
 void rank_main(int fd, int32_t world_rank, const RankGroupOptions& options) {
   if (options.pin) pin_to(world_rank * options.rank.threads, options.rank.threads);
@@ -119,23 +107,6 @@ void rank_main(int fd, int32_t world_rank, const RankGroupOptions& options) {
   }
 }
 
-// Two namespaces, one link between them shaped at both ends.
-absl::Status make_link(const std::string& prefix, double mbit) {
-  const std::string a = prefix + "0", b = prefix + "1";
-  const std::string shape = absl::StrCat("root tbf rate ", static_cast<int64_t>(mbit * 1000),
-                                         "kbit burst 64kb latency 200ms");
-  const std::string command = absl::StrCat(
-      "ip netns add ", a, " && ip netns add ", b, " && ip link add ", a, " type veth peer name ", b,
-      " && ip link set ", a, " netns ", a, " && ip link set ", b, " netns ", b, " && ip -n ", a,
-      " addr add 10.97.0.1/24 dev ", a, " && ip -n ", b, " addr add 10.97.0.2/24 dev ", b,
-      " && ip -n ", a, " link set ", a, " up && ip -n ", b, " link set ", b, " up && ip -n ", a,
-      " link set lo up && ip -n ", b, " link set lo up && tc -n ", a, " qdisc add dev ", a, " ",
-      shape, " && tc -n ", b, " qdisc add dev ", b, " ", shape);
-  if (std::system(command.c_str()) == 0) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      "a shaped link needs root, iproute2 and the kernel's tbf queue");
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::start(const RankGroupOptions& options) {
@@ -147,8 +118,12 @@ absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::start(const RankGroupOptio
   if (options.link_mbit > 0) {
     if (options.topology.world() != 2)
       return absl::InvalidArgumentError("a shaped link joins exactly two ranks");
-    group->namespaces_ = absl::StrCat("annulus", getpid(), "n");
-    if (absl::Status s = make_link(group->namespaces_, options.link_mbit); !s.ok()) return s;
+    auto lab = NetworkLab::create(2);
+    if (!lab.ok()) return lab.status();
+    group->lab_ = *std::move(lab);
+    for (int host = 0; host < 2; ++host) {
+      if (absl::Status s = group->lab_->shape(host, options.link_mbit); !s.ok()) return s;
+    }
   }
   for (int32_t r = 0; r < options.topology.world(); ++r) {
     int pair[2];
@@ -161,9 +136,11 @@ absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::start(const RankGroupOptio
       try {
         RankGroupOptions mine = options;
         if (options.link_mbit > 0) {
-          enter_namespace(absl::StrCat(group->namespaces_, r));
+          const std::string host = group->lab_->host(r);
+          if (const absl::Status s = enter_namespace(host); !s.ok())
+            throw kernels::DeviceError(std::string(s.message()));
           mine.transports = kTcpTransports;
-          mine.net_devices = absl::StrCat(group->namespaces_, r);
+          mine.net_devices = host;
         }
         rank_main(pair[1], r, mine);
       } catch (const std::exception& error) {
@@ -229,12 +206,6 @@ RankGroup::~RankGroup() {
     close(fd);
   }
   for (const pid_t pid : pids_) waitpid(pid, nullptr, 0);
-  if (!namespaces_.empty()) {
-    const std::string command =
-        absl::StrCat("ip netns del ", namespaces_, "0; ip netns del ", namespaces_, "1");
-    if (std::system(command.c_str()) != 0)
-      std::fprintf(stderr, "could not remove network namespaces %s*\n", namespaces_.c_str());
-  }
 }
 
 StepPlan append_plan(int32_t slot, int64_t first, int32_t count, Variant variant,

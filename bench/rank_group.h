@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "bench/network_lab.h"
 #include "parallel/rank.h"
 
 namespace annulus::bench {
@@ -47,7 +48,7 @@ class RankGroup {
   parallel::PolicyInput policy_;
   parallel::LlamaConfig config_;
   int64_t step_ = 0;
-  std::string namespaces_;  // prefix of those made; "" where none
+  std::unique_ptr<NetworkLab> lab_;  // where the link is shaped
 };
 
 // The plan that appends positions [first, first + count) to a slot, ids repeating over the

@@ -145,7 +145,7 @@ class UcxWire {
   void flush();
   void take_care(const std::stop_token& stop);
   void close_breakable();
-  void progress_until(void* request, std::chrono::milliseconds limit);
+  void progress_until(void* request, Clock::time_point end);
 
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
@@ -281,6 +281,7 @@ void UcxWire::take_care(const std::stop_token& stop) {
     }
     const std::unique_lock lock(busy_, std::try_to_lock);
     if (!lock.owns_lock()) continue;  // the owner moves everything along itself
+    if (aborted_.raised()) return;    // buffers of operations that failed may be gone
     pause = std::exchange(seen, uses_) == uses_ ? std::min(2 * pause, kCareSeldom) : kCareSoon;
     if (progress()) pause = kCareSoon;
   }
@@ -302,28 +303,29 @@ void UcxWire::cancel(Request& request) {
   ucp_request_free(std::exchange(request.handle, nullptr));
 }
 
-void UcxWire::progress_until(void* request, std::chrono::milliseconds limit) {
+void UcxWire::progress_until(void* request, Clock::time_point end) {
   if (request == nullptr || UCS_PTR_IS_ERR(request)) return;
-  const auto end = std::chrono::steady_clock::now() + limit;
-  while (ucp_request_check_status(request) == UCS_INPROGRESS &&
-         std::chrono::steady_clock::now() < end)
+  while (ucp_request_check_status(request) == UCS_INPROGRESS && Clock::now() < end)
     ucp_worker_progress(worker_);
   ucp_request_free(request);
 }
 
 void UcxWire::flush() {
   const ucp_request_param_t param{};
-  progress_until(ucp_worker_flush_nbx(worker_, &param), kFlushAtEnd);
+  progress_until(ucp_worker_flush_nbx(worker_, &param), Clock::now() + kFlushAtEnd);
 }
 
 void UcxWire::close_breakable() {
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
   param.flags = UCP_EP_CLOSE_FLAG_FORCE;
+  std::vector<void*> closing;
   for (Peer& peer : peers_) {
     if (!peer.breakable || peer.endpoint == nullptr) continue;
-    progress_until(ucp_ep_close_nbx(std::exchange(peer.endpoint, nullptr), &param), kCloseAtEnd);
+    closing.push_back(ucp_ep_close_nbx(std::exchange(peer.endpoint, nullptr), &param));
   }
+  const Clock::time_point end = Clock::now() + kCloseAtEnd;  // for all of them
+  for (void* request : closing) progress_until(request, end);
 }
 
 }  // namespace
@@ -339,9 +341,9 @@ struct UcxWorld::Impl {
   }
 
   AddressStamp stamp;
+  std::unique_ptr<MessageCommunicator<UcxWire>> tp, cp, world;  // their scratch outlives the wire
   UcxWire wire;
   std::string address;
-  std::unique_ptr<MessageCommunicator<UcxWire>> tp, cp, world;
 };
 
 UcxWorld::UcxWorld(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

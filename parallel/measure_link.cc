@@ -34,13 +34,19 @@ double median(std::vector<double>& values) {
 class Meter {
  public:
   Meter(Ring& ring, CpuQueue& queue, int64_t step)
-      : ring_(ring), queue_(queue), op_{.step = step, .layer = 1023, .what = "link measurement"} {}
+      : ring_(ring),
+        queue_(queue),
+        op_{.step = step, .layer = 1023, .what = "link measurement"},
+        out_(queue.scratch<std::byte>(kPayloadBytes), kPayloadBytes),
+        in_(queue.scratch<std::byte>(kPayloadBytes), kPayloadBytes) {
+    std::fill(out_.begin(), out_.end(), std::byte{0});
+  }
 
   Transfer start_hop(int64_t bytes) {
     const int32_t n = ring_.size(), me = ring_.rank();
     ++op_.sequence;
-    return ring_.exchange(queue_, ConstBytes(out_).first(static_cast<size_t>(bytes)), (me + 1) % n,
-                          Bytes(in_).first(static_cast<size_t>(bytes)), (me + n - 1) % n, op_);
+    return ring_.exchange(queue_, out_.first(static_cast<size_t>(bytes)), (me + 1) % n,
+                          in_.first(static_cast<size_t>(bytes)), (me + n - 1) % n, op_);
   }
   void hop(int64_t bytes) { ring_.await(queue_, start_hop(bytes)); }
 
@@ -130,8 +136,7 @@ class Meter {
   Ring& ring_;
   CpuQueue& queue_;
   OpId op_;
-  std::vector<std::byte> out_ = std::vector<std::byte>(kPayloadBytes);
-  std::vector<std::byte> in_ = std::vector<std::byte>(kPayloadBytes);
+  Bytes out_, in_;  // of the queue: after an error they must outlive the wire
   std::atomic<float> sink_ = 0;
   int64_t steps_ = 0;
 };
@@ -140,6 +145,7 @@ class Meter {
 
 LinkMeasure measure_link(Ring& ring, CpuQueue& queue, int64_t step) {
   if (ring.size() == 1) return {};
+  const CpuQueue::Mark mark(queue);
   Meter meter(ring, queue, step);
   for (int i = 0; i < 8; ++i) meter.hop(8);  // connections are made by the first messages
   meter.payload_us(1);

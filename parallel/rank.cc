@@ -103,6 +103,7 @@ struct Rank::Impl {
               StepResult& result);
   void answer_wanted(const StepPlan& plan, const StepRows& rows, Tensor x, StepResult& result);
   void share_sampled(const StepPlan& plan, const StepResult& result);
+  void reached(int32_t at_layer, int32_t at_hop);
 
   LlamaConfig config;
   std::shared_ptr<const LlamaWeights> weights;
@@ -119,7 +120,8 @@ struct Rank::Impl {
   std::deque<std::pair<int64_t, std::vector<int32_t>>> sampled;  // step, ids by row
   int64_t workspace_peak = 0;                                    // of attention in this step, bytes
   std::atomic<int64_t> step{0}, progress{0};
-  std::atomic<int32_t> layer{0};
+  std::atomic<int32_t> layer{0}, hop{0};
+  Clock::duration patience{};  // of this step, without progress
 };
 
 absl::StatusOr<std::unique_ptr<Rank>> Rank::create(const LlamaConfig& config,
@@ -160,13 +162,23 @@ MachineProfile Rank::measure() {
 }
 
 Rank::Breadcrumb Rank::breadcrumb() const {
-  return {impl_->step.load(), impl_->progress.load(), impl_->layer.load()};
+  return {impl_->step.load(), impl_->progress.load(), impl_->layer.load(), impl_->hop.load()};
 }
 int64_t Rank::kv_capacity_rows() const {
   return impl_->store.capacity_rows();
 }
 const ShardState& Rank::state() const {
   return impl_->state;
+}
+
+// A breadcrumb, and a new deadline: a peer that is slow is not gone while this rank moves on.
+void Rank::Impl::reached(int32_t at_layer, int32_t at_hop) {
+  layer.store(at_layer, std::memory_order_relaxed);
+  hop.store(at_hop, std::memory_order_relaxed);
+  progress.fetch_add(1, std::memory_order_relaxed);
+  const Clock::time_point deadline = Clock::now() + patience;
+  groups.cp->set_deadline(deadline);
+  groups.tp->set_deadline(deadline);
 }
 
 int32_t Rank::Impl::token_of(const Item& item) const {
@@ -213,8 +225,7 @@ StepRows Rank::Impl::rows_of(const StepPlan& plan) {
 void Rank::Impl::attend(int32_t l, std::span<const GroupLayout> layouts, const StepRows& rows,
                         kernels::ConstTensor q, kernels::ConstTensor k, kernels::ConstTensor v,
                         Tensor out, StepResult& result) {
-  layer.store(l, std::memory_order_relaxed);
-  progress.fetch_add(1, std::memory_order_relaxed);
+  reached(l, 0);
   const CpuQueue::Mark mark(queue);
   kernels::kv_append(queue, k, v, store.layer(l), rows.slot_rows, store.format());
   const Tensor queries = {
@@ -226,6 +237,7 @@ void Rank::Impl::attend(int32_t l, std::span<const GroupLayout> layouts, const S
                                 shape.head_dim};
   const float scale = 1 / std::sqrt(static_cast<float>(shape.head_dim));
   AttentionCall<CpuQueue> call{*groups.cp, store, l, scale, {step.load(), l, 0, 0, ""}};
+  call.on_visit = [&](int32_t at_hop) { reached(l, at_hop); };
   for (size_t g = 0; g < layouts.size(); ++g) {
     const GroupLayout& group = layouts[g];
     const int64_t mine = group.q_rows[index(cp_rank())];
@@ -250,6 +262,7 @@ void Rank::Impl::answer_wanted(const StepPlan& plan, const StepRows& rows, Tenso
   const int64_t vocab = config.vocab, part = vocab / topology.tp;
   OpId op{step.load(), config.layers, 0, 0, "logits"};
   for (size_t begin = 0; begin < rows.wanted.size(); begin += kLogitRows) {
+    reached(config.layers, 0);
     const CpuQueue::Mark mark(queue);
     const std::span<const OwnWanted> block =
         std::span(rows.wanted)
@@ -332,8 +345,8 @@ StepResult Rank::apply(const StepPlan& plan, Clock::time_point deadline) {
   ANNULUS_CHECK(valid.ok(), valid.message());
   self.step.store(plan.step);
   self.workspace_peak = 0;
-  self.groups.cp->set_deadline(deadline);
-  self.groups.tp->set_deadline(deadline);
+  self.patience = deadline - start;
+  self.reached(0, 0);
 
   for (const Op& op : plan.ops) apply_to_store(self.store, op);
   // In place: a step that fails ends the epoch, and the state with it. Who computes what depends on

@@ -56,15 +56,15 @@ class Rank {
   // same numbers everywhere.
   MachineProfile measure();
 
-  // One step. The plan was encoded for this rank. `deadline`: waits for peers later than this
-  // throw.
+  // One step. The plan was encoded for this rank. `deadline`: if nothing moves until then, waits
+  // for peers throw; every layer, hop and block of logits that is reached puts it off by as much.
   StepResult apply(const StepPlan& plan, std::chrono::steady_clock::time_point deadline);
 
   // Any thread: what this rank is doing, for time-out messages and heartbeats. progress counts
-  // finished layers.
+  // layers, hops and blocks of logits begun; the layer after the last is the head.
   struct Breadcrumb {
     int64_t step, progress;
-    int32_t layer;
+    int32_t layer, hop;
   };
   Breadcrumb breadcrumb() const;
 

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "kernels/attention.h"
@@ -54,6 +55,7 @@ struct AttentionCall {
   OpId op;  // sequence is counted up by the call; equal on all ranks
   int64_t workspace_bytes =
       0;  // largest so far: own packed rows, two payloads, partials of a block
+  std::function<void(int32_t hop)> on_visit = {};  // before each payload; may be empty
 };
 
 // out = attention of the group's rows (this rank's), q [rows, heads * head_dim] in the dtype of the

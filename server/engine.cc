@@ -333,6 +333,19 @@ void Engine::cancel(int64_t id) {
   impl_->poke();
 }
 
+void Engine::fail_all(const absl::Status& why) {
+  {
+    const std::lock_guard lock(impl_->mutex);
+    if (impl_->scheduler.serving()) {
+      impl_->status.why_not = std::string(why.message());
+      impl_->serving_changed(false);
+    }
+    impl_->scheduler.lose_epoch(why);
+    impl_->pending.clear();
+  }
+  impl_->poke();
+}
+
 absl::Status Engine::rewind_session(const std::string& session, int64_t length) {
   absl::Status status;
   {

@@ -64,6 +64,9 @@ class Engine {
   absl::StatusOr<int64_t> submit(GenerateRequest request, EventSink sink);
   void cancel(int64_t id);
 
+  // Fails all requests with this status; later ones are refused until another epoch begins.
+  void fail_all(const absl::Status& why);
+
   // Drops a session's tokens from position `length` on; NOT_FOUND, FAILED_PRECONDITION while it
   // runs. length 0 closes it.
   absl::Status rewind_session(const std::string& session, int64_t length);

@@ -29,9 +29,11 @@ constexpr const char* kServeExamples = R"(Examples:
 It is ready when it prints "annulus: ready on ...". SIGTERM lets running answers finish, then ends.)";
 
 constexpr const char* kWorkerExamples = R"(Examples:
-  annulus worker --connect head:50052 --secret S --model M.gguf
-  srun --ntasks 4 annulus worker --connect $HEAD:50052 --secret $S --model M.gguf
-`annulus serve --workers external` prints these commands with everything filled in.)";
+  ANNULUS_SECRET=S annulus worker --connect head:50052 --model M.gguf
+  srun --ntasks 4 annulus worker --connect $HEAD:50052 --model M.gguf      (ANNULUS_SECRET is exported)
+`annulus serve --workers external` prints these commands with everything filled in.
+It outlives its front end by --orphan-timeout. Ends with 0 when told to, with 1 when no front end comes back, with 2 when it
+is refused: another secret, build or model, or a rank that another worker has taken.)";
 
 int refuse(const char* command, absl::string_view line) {
   std::fprintf(stderr, "annulus %s: %.*s\n", command, static_cast<int>(line.size()), line.data());
@@ -215,7 +217,11 @@ void add_worker(CLI::App& app, Command& run) {
       ->required();
   worker_app->add_option("--rank", options.wanted_rank, "world rank; default: any that is free")
       ->check(CLI::NonNegativeNumber);
-  worker_app->add_option("--secret", options.secret, "the front end's")->envname("ANNULUS_SECRET");
+  worker_app
+      ->add_option("--secret", options.secret,
+                   "the front end's; arguments can be read by others on this machine: rather set "
+                   "ANNULUS_SECRET")
+      ->envname("ANNULUS_SECRET");
   worker_app->add_option("--threads", options.threads, "threads; 0: all cores")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();

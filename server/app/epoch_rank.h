@@ -46,9 +46,10 @@ class EpochRank {
   const int64_t epoch_;
   const parallel::Topology topology_;
   const int32_t world_rank_;
+  mutable std::mutex mutex_;  // of the pointer below, not of what it points to
+  std::unique_ptr<parallel::Rank>
+      rank_;  // outlives the world, which may still write into its memory
   std::unique_ptr<parallel::UcxWorld> world_;
-  mutable std::mutex mutex_;              // of the pointer below, not of what it points to
-  std::unique_ptr<parallel::Rank> rank_;  // dies before the world
 };
 
 }  // namespace annulus::server

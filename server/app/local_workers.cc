@@ -61,6 +61,11 @@ void LocalWorkers::replace(int64_t pid) {
   }
 }
 
+void LocalWorkers::forgive() {
+  const std::lock_guard lock(mutex_);
+  for (Slot& slot : slots_) slot.deaths.clear();
+}
+
 void LocalWorkers::stop(std::chrono::milliseconds grace) {
   {
     const std::lock_guard lock(mutex_);

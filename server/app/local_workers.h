@@ -25,7 +25,7 @@ class LocalWorkers {
   struct Options {
     std::vector<Child> children;           // by world rank
     std::vector<std::string> environment;  // "NAME=value", added
-    int max_deaths = 8;                    // of one child within a minute, then give up
+    int max_deaths = 8;                    // of one child within a minute, not forgiven: give up
   };
 
   explicit LocalWorkers(Options options);
@@ -35,6 +35,8 @@ class LocalWorkers {
   // A worker that is lost to the front end but may live, stopped or hung: it is replaced. Unknown
   // pids are ignored.
   void replace(int64_t pid);
+  // All ranks serve: deaths so far were no sign of workers that cannot live.
+  void forgive();
   // No more replacements; SIGKILLs what has not ended by itself after `grace`.
   void stop(std::chrono::milliseconds grace);
   // Why the workers cannot be kept alive, "" while they can.

@@ -91,6 +91,7 @@ class FrontEnd {
   std::unique_ptr<PublicServer> public_server_;
   std::optional<LocalWorkers> workers_;
   bool ready_ = false;
+  int64_t served_epoch_ = 0;
 };
 
 absl::Status FrontEnd::start() {
@@ -126,6 +127,7 @@ absl::Status FrontEnd::start_engine() {
                  .workspace_limit_bytes = workspace_bytes},
       .precision = name(config_.precision),
       .context = llama.context,
+      .vocab = llama.vocab,
       .kv_capacity_rows = config_.kv_rows,
       .page_tokens = config_.page_tokens,
       .workspace_limit_bytes = workspace_bytes};
@@ -196,12 +198,14 @@ void FrontEnd::print_external_commands() const {
   std::printf("annulus: waiting for %d workers; start each with one of\n",
               config_.topology.world());
   for (int rank = 0; rank < config_.topology.world(); ++rank) {
-    std::vector<std::string> command = {
-        "annulus",  "worker",       "--connect", absl::StrCat(host, ":", control_->port()),
-        "--secret", config_.secret, "--rank",    absl::StrCat(rank)};
+    std::vector<std::string> command = {"annulus",   "worker",
+                                        "--connect", absl::StrCat(host, ":", control_->port()),
+                                        "--rank",    absl::StrCat(rank)};
     const std::vector<std::string> flags = worker_flags(config_);
     command.insert(command.end(), flags.begin(), flags.end());
-    std::printf("  %s\n", shell_command(command).c_str());
+    // Arguments can be read by everybody on a machine, the environment by its owner.
+    std::printf("  ANNULUS_SECRET=%s %s\n", shell_command({config_.secret}).c_str(),
+                shell_command(command).c_str());
   }
   std::fflush(stdout);
 }
@@ -237,13 +241,18 @@ int FrontEnd::run() {
       drain();
       break;
     }
-    if (!ready_ && engine_->status().serving) {
+    const ClusterStatus status = engine_->status();
+    if (status.serving && status.epoch != served_epoch_) {
+      served_epoch_ = status.epoch;
+      if (workers_) workers_->forgive();
+    }
+    if (!ready_ && status.serving) {
       ready_ = true;
       announce();
       if (!config_.ready_file.empty()) {
-        const absl::Status status = write_ready_file(config_.ready_file, public_server_->port());
-        if (!status.ok()) {
-          code = usage_error(status.message());
+        const absl::Status written = write_ready_file(config_.ready_file, public_server_->port());
+        if (!written.ok()) {
+          code = usage_error(written.message());
           break;
         }
       }
@@ -274,6 +283,12 @@ void FrontEnd::drain() {
     spdlog::warn("second signal: ending at once");
     if (workers_) workers_->stop(std::chrono::milliseconds(0));
     _exit(1);
+  }
+  if (const int64_t left = busy(); left > 0) {
+    spdlog::warn("drain time is over: {} requests are cut off", left);
+    engine_->fail_all(absl::UnavailableError(
+        absl::StrCat("this server is shutting down and its drain time of ", config_.drain_timeout_s,
+                     " s is over: send the request to another")));
   }
 }
 

@@ -36,7 +36,7 @@ constexpr std::chrono::milliseconds kHeartbeat{500};
 constexpr absl::Duration kFirstRetry = absl::Milliseconds(100);
 constexpr absl::Duration kLongestRetry = absl::Seconds(2);
 
-enum class SessionEnd { kDisconnected, kShutdown, kRefused };
+enum class SessionEnd { kDisconnected, kDropped, kShutdown, kRefused };
 
 std::string host_name() {
   char name[256] = {};
@@ -54,8 +54,9 @@ float us_since(Clock::time_point start) {
   return std::chrono::duration<float, std::micro>(Clock::now() - start).count();
 }
 
-// The weights of the last assignment, kept over epochs and attachments.
+// Of the last assignment, kept over epochs and attachments.
 struct HeldWeights {
+  int32_t world_rank = -1;                                // -1: none yet
   std::shared_ptr<const parallel::LlamaWeights> weights;  // shared with the epoch's Rank
   int32_t tp = 0, tp_rank = -1;
   kernels::Precision precision = kernels::Precision::kDefault;
@@ -75,6 +76,8 @@ class Session {
   void heartbeat_loop();
   // False: the session is over.
   bool handle(const v1::FrontMessage& message, SessionEnd& end);
+  template <class Work>
+  void attempt(const char* what, const Work& work);
   void on_assignment(const v1::Assignment& assignment);
   absl::Status assign(const v1::Assignment& assignment);
   void on_peers(const v1::Peers& peers);
@@ -113,6 +116,7 @@ SessionEnd Session::run() {
   registration->set_threads(options_.threads);
   registration->set_model_fingerprint(checkpoint_.fingerprint());
   registration->set_secret(options_.secret);
+  if (held_.world_rank >= 0) registration->set_last_rank(held_.world_rank);
   if (!client_.write(hello)) return SessionEnd::kDisconnected;
 
   std::thread reader([this] { read_loop(); });
@@ -156,6 +160,8 @@ void Session::read_loop() {
       end_epochs(message.abort_epoch().epoch(), message.abort_epoch().why());
     } else if (message.has_shutdown()) {
       end_epochs(INT64_MAX, "the front end ends");
+    } else if (message.has_dropped()) {
+      end_epochs(INT64_MAX, "the front end gave this worker up");
     }
     inbox_.push(std::move(message));
     message.Clear();
@@ -176,6 +182,7 @@ void Session::heartbeat_loop() {
       heartbeat->set_step(crumb.step);
       heartbeat->set_progress(crumb.progress);
       heartbeat->set_layer(crumb.layer);
+      heartbeat->set_hop(crumb.hop);
     }
     client_.write(message);
     lock.lock();
@@ -199,18 +206,41 @@ bool Session::handle(const v1::FrontMessage& message, SessionEnd& end) {
                     message.refused().why());
       end = SessionEnd::kRefused;
       return false;
+    case v1::FrontMessage::kDropped:
+      spdlog::warn(
+          "the front end at {} gave this worker up: {}; its epoch is over here, attaching "
+          "again",
+          options_.connect, message.dropped().why());
+      end = SessionEnd::kDropped;
+      return false;
     case v1::FrontMessage::kShutdown: end = SessionEnd::kShutdown; return false;
     case v1::FrontMessage::MESSAGE_NOT_SET: return true;
   }
   return true;
 }
 
+// What the machine fails in this ends the epoch, not the worker.
+template <class Work>
+void Session::attempt(const char* what, const Work& work) {
+  std::string failure;
+  try {
+    return work();
+  } catch (const DeviceError& error) {
+    failure = error.what();
+  } catch (const std::bad_alloc&) {
+    failure = absl::StrCat("out of memory ", what);
+  }
+  fail(failure);
+}
+
 void Session::on_assignment(const v1::Assignment& assignment) {
   drop_epoch();
   if (over(assignment.epoch())) return;
   assignment_ = assignment;
-  const absl::Status status = assign(assignment);
-  if (!status.ok()) fail(std::string(status.message()));
+  attempt("for the weights", [&] {
+    const absl::Status status = assign(assignment);
+    if (!status.ok()) fail(std::string(status.message()));
+  });
 }
 
 absl::Status Session::assign(const v1::Assignment& assignment) {
@@ -246,12 +276,17 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
                                             client_.write(message);
                                           });
     if (!weights.ok()) return weights.status();
-    held_ = {.weights = std::make_shared<const parallel::LlamaWeights>(*std::move(weights)),
+    held_ = {.world_rank = assignment.world_rank(),
+             .weights = std::make_shared<const parallel::LlamaWeights>(*std::move(weights)),
              .tp = topology.tp,
              .tp_rank = tp_rank,
              .precision = precision};
     spdlog::info("rank {}: {} MB of weights loaded in {:.1f} s", assignment.world_rank(),
                  held_.weights->bytes >> 20, static_cast<double>(us_since(began)) * 1e-6);
+  } else {
+    held_.world_rank = assignment.world_rank();
+    spdlog::info("rank {}: epoch {} goes on with the weights that are here",
+                 assignment.world_rank(), assignment.epoch());
   }
 
   auto epoch =
@@ -273,7 +308,7 @@ void Session::on_peers(const v1::Peers& peers) {
   const std::shared_ptr<EpochRank> epoch = current();
   if (!epoch || epoch->epoch() != peers.epoch() || epoch->met() || over(peers.epoch())) return;
   const std::vector<std::string> addresses(peers.addresses().begin(), peers.addresses().end());
-  try {
+  attempt("for KV and workspace", [&] {
     const auto profile = epoch->meet(addresses, checkpoint_.config(), held_.weights, rank_options_);
     if (!profile.ok()) return fail(std::string(profile.status().message()));
     v1::WorkerMessage message;
@@ -285,9 +320,7 @@ void Session::on_peers(const v1::Peers& peers) {
     }
     step_ended_.reset();
     client_.write(message);
-  } catch (const DeviceError& error) {
-    fail(error.what());
-  }
+  });
 }
 
 void Session::on_plan(const v1::Plan& message) {
@@ -299,7 +332,7 @@ void Session::on_plan(const v1::Plan& message) {
   const float idle_us = step_ended_ ? us_since(*step_ended_) : 0;
   const auto limit = std::chrono::duration_cast<Clock::duration>(
       std::chrono::duration<double>(std::clamp(message.deadline_s(), 0.1, 86400.0)));
-  try {
+  attempt("in a step", [&] {
     parallel::StepResult result = epoch->rank().apply(*plan, start + limit);
     step_ended_ = Clock::now();
     result.idle_us = idle_us;
@@ -309,15 +342,14 @@ void Session::on_plan(const v1::Plan& message) {
     answer.mutable_answer()->set_epoch(epoch->epoch());
     answer.mutable_answer()->set_result(parallel::encode(result));
     client_.write(answer);
-  } catch (const DeviceError& error) {
-    fail(error.what());
-  }
+  });
 }
 
 // The epoch is lost, the worker is not: it says so and waits for the next.
 void Session::fail(const std::string& what) {
   const int64_t epoch = assignment_.epoch();
   const bool known = over(epoch);  // the front end ended it: it need not be told
+  if (const auto running = current()) running->abort(what);
   drop_epoch();
   if (known) return;
   spdlog::error("rank {}: epoch {} failed here: {}", assignment_.world_rank(), epoch, what);
@@ -378,7 +410,9 @@ int run_worker(const WorkerOptions& options) {
       const SessionEnd end = Session(options, *checkpoint, held, **client).run();
       if (end == SessionEnd::kShutdown) return 0;
       if (end == SessionEnd::kRefused) return 2;
-      spdlog::warn("the front end at {} is gone: weights stay, attaching again", options.connect);
+      if (end == SessionEnd::kDisconnected) {
+        spdlog::warn("the front end at {} is gone: weights stay, attaching again", options.connect);
+      }
       last_contact = absl::Now();
       // A server that accepts and hangs up at once is no contact.
       if (last_contact - attached > kLongestRetry) retry = kFirstRetry;

@@ -38,9 +38,10 @@ absl::StatusOr<std::unique_ptr<ControlClient>> ControlClient::connect(const std:
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(
       static_cast<int>(std::min<int64_t>(max_message_bytes, std::numeric_limits<int>::max())));
-  // A front end whose host is cut off sends no reset: pings find out.
+  // A front end whose host is cut off sends no reset: pings find out. One that pauses for less than
+  // the time-out (a debugger, Ctrl-Z) finds its workers as it left them.
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 2000);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 3000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   // Channels with equal arguments share connections and their back-off; every attachment is its
   // own.

@@ -23,7 +23,11 @@ constexpr seconds kSilence{3};        // without a heartbeat: lost
 constexpr seconds kStartSilence{60};  // without news while an epoch starts: lost
 constexpr seconds kStepGrace{2};      // a rank's own deadline comes first: it knows which hop
 constexpr milliseconds kFailureGrace{150};
+constexpr milliseconds kLongestTick{500};   // more is a pause of this process
+constexpr milliseconds kProofOfLife{1000};  // two heartbeats: one may have been under way
+constexpr size_t kLongestText = 1000;       // of a worker's, in errors
 constexpr seconds kYoung{10};
+constexpr int64_t kMostKvRows = int64_t{1} << 40;  // whatever a worker claims
 constexpr milliseconds kFirstBackOff{100};
 constexpr int32_t kMaxDoublings = 6;  // 6.4 s
 
@@ -43,28 +47,49 @@ std::string one_decimal(double value) {
   return absl::StrCat(std::round(value * 10) / 10);
 }
 
+// A worker's words, for one line of an error: bounded, and cut between characters.
+std::string one_line(const std::string& text, size_t limit = kLongestText) {
+  size_t length = std::min(text.size(), limit);
+  while (length < text.size() && length > 0 && (text[length] & 0xc0) == 0x80) --length;
+  std::string line = text.substr(0, length);
+  for (char& c : line) {
+    if (static_cast<unsigned char>(c) < ' ') c = ' ';
+  }
+  return line;
+}
+
 }  // namespace
 
 EpochCoordinator::EpochCoordinator(EpochPlan plan)
     : plan_(std::move(plan)), by_rank_(static_cast<size_t>(plan_.topology.world()), 0) {}
 
-void EpochCoordinator::start(Time now) {
+EpochCoordinator::Time EpochCoordinator::awake(Time now) {
+  if (seen_ != Time{} && now - seen_ > kLongestTick) asleep_ += now - seen_ - kLongestTick;
+  seen_ = now;
+  return now - asleep_;
+}
+
+void EpochCoordinator::start(Time raw) {
+  const Time now = awake(raw);
   started_ = true;
   begin_if_complete(now);
 }
 
-void EpochCoordinator::attached(WorkerId worker, Time now) {
+void EpochCoordinator::attached(WorkerId worker, Time raw) {
+  const Time now = awake(raw);
   Worker& entry = workers_[worker];
   entry.heard = now;
   entry.moved = now;
 }
 
-void EpochCoordinator::received(WorkerId id, const v1::WorkerMessage& message, Time now) {
+void EpochCoordinator::received(WorkerId id, const v1::WorkerMessage& message, Time raw) {
+  const Time now = awake(raw);
   const auto it = workers_.find(id);
   if (it == workers_.end()) return;  // was refused or declared lost
   Worker& worker = it->second;
   worker.heard = now;
   if (!worker.registered && message.message_case() != v1::WorkerMessage::kRegister) {
+    if (worker.claim && message.has_heartbeat()) return;
     return refuse(id, "the first message must be Register", now);
   }
   switch (message.message_case()) {
@@ -72,11 +97,12 @@ void EpochCoordinator::received(WorkerId id, const v1::WorkerMessage& message, T
     case v1::WorkerMessage::kLoadProgress: worker.moved = now; return;
     case v1::WorkerMessage::kDataAddress: return on_address(worker, message.data_address(), now);
     case v1::WorkerMessage::kReady: return on_ready(id, worker, message.ready(), now);
-    case v1::WorkerMessage::kHeartbeat: worker.heartbeat = message.heartbeat(); return;
+    case v1::WorkerMessage::kHeartbeat: return on_heartbeat(worker, message.heartbeat(), now);
     case v1::WorkerMessage::kFailure:
       if (message.failure().epoch() == epoch_ && phase_ != Phase::kWaiting && !failure_) {
-        failure_ = PendingFailure{absl::StrCat(describe(worker), ": ", message.failure().what()),
-                                  now + kFailureGrace};
+        failure_ =
+            PendingFailure{absl::StrCat(describe(worker), ": ", one_line(message.failure().what())),
+                           now + kFailureGrace};
       }
       return;
     case v1::WorkerMessage::kAnswer: return on_answer(id, worker, message.answer(), now);
@@ -87,15 +113,15 @@ void EpochCoordinator::received(WorkerId id, const v1::WorkerMessage& message, T
 void EpochCoordinator::on_register(WorkerId id, Worker& worker, const v1::Register& message,
                                    Time now) {
   const int32_t world = plan_.topology.world();
-  if (worker.registered) return refuse(id, "registered twice", now);
+  if (worker.registered || worker.claim) return refuse(id, "registered twice", now);
   if (message.build() != plan_.build) {
     return refuse(id,
-                  absl::StrCat("this worker is annulus ", message.build(), ", the front end is ",
-                               plan_.build, ": run the same build"),
+                  absl::StrCat("this worker is annulus ", one_line(message.build(), 64),
+                               ", the front end is ", plan_.build, ": run the same build"),
                   now);
   }
   if (!same_secret(message.secret(), plan_.secret)) {
-    return refuse(id, "wrong secret: give the worker the --secret of its front end", now);
+    return refuse(id, "wrong secret: give the worker the secret of its front end", now);
   }
   if (message.model_fingerprint() != plan_.model_fingerprint) {
     return refuse(id,
@@ -103,38 +129,86 @@ void EpochCoordinator::on_register(WorkerId id, Worker& worker, const v1::Regist
                   "--rope-theta and --rope-scaling",
                   now);
   }
-  int32_t rank = message.wanted_rank();
-  if (rank >= world) {
-    return refuse(
-        id, absl::StrCat("there is no rank ", rank, ": this job has ranks 0 to ", world - 1), now);
+  if (message.wanted_rank() >= world) {
+    return refuse(id,
+                  absl::StrCat("there is no rank ", message.wanted_rank(),
+                               ": this job has ranks 0 to ", world - 1),
+                  now);
   }
-  if (rank < 0) {
-    const auto free = std::find(by_rank_.begin(), by_rank_.end(), 0);
-    if (free == by_rank_.end())
-      return refuse(id, absl::StrCat("all ", world, " ranks are taken"), now);
-    rank = static_cast<int32_t>(free - by_rank_.begin());
+  worker.claim = message;
+  worker.claimed = now;
+  seat(id, now);
+}
+
+// Gives a worker the rank it asks for, or lets it wait while nobody knows whether the rank's holder
+// lives: of a worker and the one started in its place, either the old one is heard again, and the
+// new one refused, or it is lost.
+void EpochCoordinator::seat(WorkerId id, Time now) {
+  Worker& worker = workers_.at(id);
+  const v1::Register& claim = *worker.claim;
+  const auto world = static_cast<int32_t>(by_rank_.size());
+  const auto holder = [&](int32_t rank) { return by_rank_[static_cast<size_t>(rank)]; };
+  std::vector<int32_t> choice;  // best first
+  if (claim.wanted_rank() >= 0) {
+    choice = {claim.wanted_rank()};
+  } else {
+    if (claim.has_last_rank() && claim.last_rank() >= 0 && claim.last_rank() < world) {
+      choice.push_back(claim.last_rank());
+    }
+    for (int32_t rank = 0; rank < world; ++rank) choice.push_back(rank);
   }
-  WorkerId& holder = by_rank_[static_cast<size_t>(rank)];
-  if (holder != 0) {
-    const Worker& other = workers_.at(holder);
-    // The same process on a new stream: the old one broke unseen.
-    if (other.info.pid == message.pid() && other.info.host == message.host()) {
-      lose(holder, "it attached again on another stream", /*stuck=*/false, now);
-    } else {
-      return refuse(id, absl::StrCat("rank ", rank, " is taken by ", describe(other)), now);
+  // The same process on a new stream: the old one broke unseen.
+  for (const int32_t rank : choice) {
+    if (holder(rank) == 0) continue;
+    const RankInfo& other = workers_.at(holder(rank)).info;
+    if (other.pid == claim.pid() && other.host == one_line(claim.host(), 256)) {
+      lose(holder(rank), "it attached again on another stream", /*stuck=*/false, now);
+      break;
     }
   }
+  const auto free =
+      std::find_if(choice.begin(), choice.end(), [&](int32_t rank) { return holder(rank) == 0; });
+  if (free == choice.end()) {
+    const bool all_alive = std::all_of(choice.begin(), choice.end(), [&](int32_t rank) {
+      return workers_.at(holder(rank)).heard - worker.claimed > kProofOfLife;
+    });
+    if (!all_alive) return;
+    return refuse(
+        id,
+        claim.wanted_rank() < 0
+            ? absl::StrCat("all ", world, " ranks are taken")
+            : absl::StrCat("rank ", choice.front(), " is taken by ",
+                           describe(workers_.at(holder(choice.front()))), ", which is alive"),
+        now);
+  }
   worker.registered = true;
-  worker.rank = rank;
-  worker.info = {.world_rank = rank,
-                 .host = message.host().substr(0, 256),
-                 .pid = message.pid(),
-                 .cpu_isa = message.cpu_isa().substr(0, 64),
-                 .threads = message.threads()};
-  by_rank_[static_cast<size_t>(rank)] = id;
+  worker.rank = *free;
+  worker.moved = now;
+  worker.info = {.world_rank = worker.rank,
+                 .host = one_line(claim.host(), 256),
+                 .pid = claim.pid(),
+                 .cpu_isa = one_line(claim.cpu_isa(), 64),
+                 .threads = claim.threads()};
+  worker.claim.reset();
+  by_rank_[static_cast<size_t>(worker.rank)] = id;
   spdlog::info("{} attached ({} threads, {})", describe(worker), worker.info.threads,
                worker.info.cpu_isa);
   begin_if_complete(now);
+}
+
+void EpochCoordinator::seat_claims(Time now) {
+  std::vector<WorkerId> claims;
+  for (const auto& [id, worker] : workers_) {
+    if (worker.claim) claims.push_back(id);
+  }
+  for (const WorkerId id : claims) seat(id, now);
+}
+
+// A step whose ranks move on is slow, not dead.
+void EpochCoordinator::on_heartbeat(Worker& worker, const v1::Heartbeat& message, Time now) {
+  const bool moved = message.progress() != worker.heartbeat.progress();
+  worker.heartbeat = message;
+  if (moved && !flights_.empty()) flights_.front().since = now;
 }
 
 void EpochCoordinator::on_address(Worker& worker, const v1::DataAddress& message, Time now) {
@@ -175,11 +249,13 @@ void EpochCoordinator::on_ready(WorkerId id, Worker& worker, const v1::Ready& me
   ready.kv_capacity_rows = worker.kv_capacity_rows;
   for (const WorkerId other : by_rank_) {
     const Worker& entry = workers_.at(other);
-    ready.kv_capacity_rows = std::min(ready.kv_capacity_rows, entry.kv_capacity_rows);
+    ready.kv_capacity_rows =
+        std::min({ready.kv_capacity_rows, entry.kv_capacity_rows, kMostKvRows});
     ready.ranks.push_back(entry.info);
   }
   next_phase(Phase::kRunning, now);
   failed_starts_ = 0;
+  stepped_ = false;
   epoch_began_ = now;
   v1::FrontMessage out;
   out.mutable_start()->set_epoch(epoch_);
@@ -205,21 +281,30 @@ void EpochCoordinator::on_answer(WorkerId id, Worker& worker, const v1::StepAnsw
     return lose(id, absl::StrCat("it answered step ", result->step, ", which it was not asked"),
                 /*stuck=*/false, now);
   }
+  if (const auto fits = check_answer(flight->expected[rank], *result, plan_.vocab); !fits.ok()) {
+    return lose(id,
+                absl::StrCat("its answer to step ", result->step, " ", std::string(fits.message())),
+                /*stuck=*/false, now);
+  }
   flight->answered[rank] = true;
   effects_.events.emplace_back(RankAnswer{*std::move(result)});
   while (!flights_.empty() &&
          std::all_of(flights_.front().answered.begin(), flights_.front().answered.end(),
                      [](bool answered) { return answered; })) {
     flights_.pop_front();
+    stepped_ = true;
     if (!flights_.empty()) flights_.front().since = now;
   }
 }
 
-void EpochCoordinator::closed(WorkerId worker, Time now) {
-  lose(worker, "its stream broke (the process ended or its host is cut off)", /*stuck=*/false, now);
+void EpochCoordinator::closed(WorkerId worker, Time raw) {
+  const Time now = awake(raw);
+  remove(worker, "its stream broke (the process ended or its host is cut off)", /*stuck=*/false,
+         now);
 }
 
-void EpochCoordinator::tick(Time now) {
+void EpochCoordinator::tick(Time raw) {
+  const Time now = awake(raw);
   std::vector<std::pair<WorkerId, std::string>> lost;
   for (const auto& [id, worker] : workers_) {
     if (now - worker.heard > kSilence) {
@@ -238,12 +323,13 @@ void EpochCoordinator::tick(Time now) {
     const Flight& oldest = flights_.front();
     const double taken_s = seconds_between(oldest.since, now);
     if (taken_s > oldest.deadline_s + duration<double>(kStepGrace).count()) {
-      end_epoch(
-          absl::StrCat("step ", oldest.step, " passed its deadline of ",
-                       one_decimal(oldest.deadline_s), " s; no answer from ", late_ranks(oldest)),
-          now);
+      end_epoch(absl::StrCat("step ", oldest.step, " passed its deadline of ",
+                             one_decimal(oldest.deadline_s), " s without progress; no answer from ",
+                             late_ranks(oldest)),
+                now);
     }
   }
+  seat_claims(now);
   begin_if_complete(now);
   announce_waiting();
 }
@@ -262,13 +348,15 @@ void EpochCoordinator::announce_waiting() {
 }
 
 void EpochCoordinator::send_plan(const parallel::StepPlan& plan, const parallel::ShardState& before,
-                                 double expected_us, Time now) {
+                                 double expected_us, Time raw) {
+  const Time now = awake(raw);
   if (phase_ != Phase::kRunning || plan.epoch != epoch_) return;
   const double limit_s = deadline_s(expected_us);
   flights_.push_back({.step = plan.step,
                       .deadline_s = limit_s,
                       .since = now,
-                      .answered = std::vector<bool>(by_rank_.size(), false)});
+                      .answered = std::vector<bool>(by_rank_.size(), false),
+                      .expected = expected_answers(plan, before, plan_.topology)});
   for (int32_t cp_rank = 0; cp_rank < plan_.topology.cp; ++cp_rank) {
     v1::FrontMessage out;
     out.mutable_plan()->set_epoch(epoch_);
@@ -320,7 +408,7 @@ void EpochCoordinator::refuse(WorkerId id, const std::string& why, Time now) {
   v1::FrontMessage out;
   out.mutable_refused()->set_why(why);
   effects_.messages.push_back({id, std::move(out)});
-  lose(id, why, /*stuck=*/false, now);
+  remove(id, why, /*stuck=*/false, now);
 }
 
 void EpochCoordinator::begin_if_complete(Time now) {
@@ -358,7 +446,15 @@ void EpochCoordinator::next_phase(Phase phase, Time now) {
   }
 }
 
+// It may be alive, and then must hear of it.
 void EpochCoordinator::lose(WorkerId id, const std::string& why, bool stuck, Time now) {
+  v1::FrontMessage out;
+  out.mutable_dropped()->set_why(why);
+  effects_.messages.push_back({id, std::move(out)});
+  remove(id, why, stuck, now);
+}
+
+void EpochCoordinator::remove(WorkerId id, const std::string& why, bool stuck, Time now) {
   const auto node = workers_.extract(id);
   if (node.empty()) return;
   effects_.close.push_back(id);
@@ -384,7 +480,7 @@ void EpochCoordinator::end_epoch(const std::string& why, Time now) {
   flights_.clear();
   last_end_ = why;
   if (!ran) ++failed_starts_;
-  young_ends_ = now - epoch_began_ < kYoung ? young_ends_ + 1 : 0;
+  young_ends_ = now - epoch_began_ < kYoung && !(ran && stepped_) ? young_ends_ + 1 : 0;
   // The first loss is answered at once; a fault that stays must not spin.
   next_epoch_ = young_ends_ <= 1
                     ? now
@@ -413,7 +509,7 @@ std::string EpochCoordinator::late_ranks(const Flight& flight) const {
     if (flight.answered[rank] || by_rank_[rank] == 0) continue;
     const Worker& worker = workers_.at(by_rank_[rank]);
     late.push_back(absl::StrCat(describe(worker), ", in step ", worker.heartbeat.step(), " layer ",
-                                worker.heartbeat.layer()));
+                                worker.heartbeat.layer(), " hop ", worker.heartbeat.hop()));
   }
   return absl::StrJoin(late, "; ");
 }

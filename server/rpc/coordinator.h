@@ -5,8 +5,11 @@
 // ControlService, which carries the messages.
 //   waiting -> (all ranks attached) loading -> (all addresses) meeting -> (all ready) running
 // Any of them ends in waiting when a worker is lost (stream broken, silent for 3 s, no news while
-// it loads), fails, or a step passes its deadline. The next epoch begins as soon as all ranks are
-// attached again, after a back-off where epochs keep ending young.
+// it loads, an answer that does not fit), fails, or no rank moves for the deadline of a step. The
+// next epoch begins as soon as all ranks are attached again, after a back-off where epochs keep
+// ending before they have done anything. Time in which the front end itself did not run (stopped, a
+// suspended machine) counts for nobody. A worker that asks for a rank with a holder waits until the
+// holder is lost, and is refused when the holder is heard again.
 #pragma once
 
 #include <chrono>
@@ -19,6 +22,7 @@
 
 #include "annulus/v1/worker.pb.h"
 #include "server/rank_link.h"
+#include "server/rpc/answer_check.h"
 
 namespace annulus::server {
 
@@ -30,6 +34,7 @@ struct EpochPlan {  // what every epoch of this front end is
   parallel::PolicyInput policy;  // its profile is measured
   std::string precision;
   int64_t context = 0;
+  int32_t vocab = 0;
   int64_t kv_capacity_rows = 0;
   int32_t page_tokens = 64;
   int64_t workspace_limit_bytes = int64_t{256} << 20;
@@ -66,7 +71,7 @@ class EpochCoordinator {
   void attached(WorkerId worker, Time now);
   void received(WorkerId worker, const v1::WorkerMessage& message, Time now);
   void closed(WorkerId worker, Time now);
-  void tick(Time now);  // every 50 ms or so
+  void tick(Time now);  // every 50 ms or so; a gap of over 500 ms is a pause of this process
   // Sends nothing if the plan's epoch is over.
   void send_plan(const parallel::StepPlan& plan, const parallel::ShardState& before,
                  double expected_us, Time now);
@@ -75,12 +80,14 @@ class EpochCoordinator {
   Effects take();
   Status status() const;
 
-  // A step may take 10 times what was predicted, and 10 s.
+  // Ranks may go on for 10 times what was predicted for the step, and 10 s, without any progress.
   static double deadline_s(double expected_us) { return 10 * expected_us * 1e-6 + 10; }
 
  private:
   enum class Phase { kWaiting, kLoading, kMeeting, kRunning };
   struct Worker {
+    std::optional<v1::Register> claim;  // waits for a rank since:
+    Time claimed;
     bool registered = false;
     int32_t rank = -1;  // world rank
     RankInfo info;
@@ -95,8 +102,9 @@ class EpochCoordinator {
   struct Flight {
     int64_t step = 0;
     double deadline_s = 0;
-    Time since;  // when it became the oldest
+    Time since;  // when it became the oldest, or a rank last moved
     std::vector<bool> answered;
+    std::vector<std::vector<ExpectedAnswer>> expected;  // by rank
   };
   struct PendingFailure {
     std::string why;
@@ -104,8 +112,11 @@ class EpochCoordinator {
   };
 
   void on_register(WorkerId id, Worker& worker, const v1::Register& message, Time now);
+  void seat(WorkerId id, Time now);
+  void seat_claims(Time now);
   void on_address(Worker& worker, const v1::DataAddress& message, Time now);
   void on_ready(WorkerId id, Worker& worker, const v1::Ready& message, Time now);
+  void on_heartbeat(Worker& worker, const v1::Heartbeat& message, Time now);
   void on_answer(WorkerId id, Worker& worker, const v1::StepAnswer& message, Time now);
   void refuse(WorkerId id, const std::string& why, Time now);
   void begin_if_complete(Time now);
@@ -113,19 +124,26 @@ class EpochCoordinator {
   bool all_done() const;
   void next_phase(Phase phase, Time now);
   void lose(WorkerId id, const std::string& why, bool stuck, Time now);
+  void remove(WorkerId id, const std::string& why, bool stuck, Time now);
   void end_epoch(const std::string& why, Time now);
   void broadcast(const v1::FrontMessage& message);
   std::string describe(const Worker& worker) const;
   std::string late_ranks(const Flight& flight) const;
 
-  const EpochPlan plan_;
+  // Time without this process's pauses; everything below is in it.
+  Time awake(Time now);
+
+  EpochPlan plan_;
+  Time seen_{};
+  Time::duration asleep_{};
   std::map<WorkerId, Worker> workers_;
   std::vector<WorkerId> by_rank_;  // 0: nobody
   bool started_ = false, ending_ = false;
   Phase phase_ = Phase::kWaiting;
   int64_t epoch_ = 0;
   Time epoch_began_{}, next_epoch_{};
-  int32_t young_ends_ = 0;  // epochs in a row that ended soon after they began
+  bool stepped_ = false;    // the epoch has finished a step
+  int32_t young_ends_ = 0;  // epochs in a row that ended soon after they began, without a step
   int64_t failed_starts_ = 0;
   std::string last_end_, announced_;
   std::optional<PendingFailure> failure_;

@@ -103,12 +103,21 @@ int lines(const std::string& text) {
   return static_cast<int>(std::count(text.begin(), text.end(), '\n'));
 }
 
-std::vector<pid_t> children_of(pid_t pid) {
+std::vector<pid_t> threads_of(pid_t pid) {
   std::vector<pid_t> out;
   std::error_code ignored;
   for (const auto& task :
        std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/task", ignored)) {
-    std::istringstream in(read_file(task.path() / "children"));
+    out.push_back(std::stoi(task.path().filename()));
+  }
+  return out;
+}
+
+std::vector<pid_t> children_of(pid_t pid) {
+  std::vector<pid_t> out;
+  for (const pid_t thread : threads_of(pid)) {
+    std::istringstream in(read_file("/proc/" + std::to_string(pid) + "/task/" +
+                                    std::to_string(thread) + "/children"));
     for (pid_t child = 0; in >> child;) out.push_back(child);
   }
   return out;

@@ -43,6 +43,7 @@ Outcome annulus(std::vector<std::string> arguments, const std::string& input = "
 
 int lines(const std::string& text);
 
+std::vector<pid_t> threads_of(pid_t pid);
 std::vector<pid_t> children_of(pid_t pid);
 bool gone(pid_t pid);  // or a zombie
 bool wait_gone(pid_t pid, double seconds);

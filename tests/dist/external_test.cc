@@ -16,9 +16,10 @@ std::vector<std::string> printed_commands(const std::string& out) {
   std::vector<std::string> commands;
   std::istringstream in(out);
   for (std::string line; std::getline(in, line);) {
-    if (line.rfind("  annulus worker ", 0) == 0) {
-      commands.push_back("exec " + bench::annulus_binary() + line.substr(9));
-    }
+    const size_t at = line.find(" annulus worker ");
+    if (line.rfind("  ANNULUS_SECRET=", 0) != 0 || at == std::string::npos) continue;
+    commands.push_back(line.substr(0, at) + " exec " + bench::annulus_binary() +
+                       line.substr(at + 8));
   }
   return commands;
 }
@@ -52,6 +53,7 @@ TEST(External, PrintedCommandsAttachAndOutliveTheirFrontEnd) {
 
   // Killed, not drained: the workers keep their weights and find the next one at the same port.
   const std::string& command = commands[0];
+  EXPECT_EQ(command.find("--secret"), std::string::npos) << "arguments are public";
   const size_t at = command.find("--connect ") + 10;
   const std::string address = command.substr(at, command.find(' ', at) - at);
   front->signal(SIGKILL);

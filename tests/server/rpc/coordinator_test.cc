@@ -25,6 +25,7 @@ class CoordinatorTest : public ::testing::Test {
     plan.model_fingerprint = 7;
     plan.precision = "fp32";
     plan.context = 100;
+    plan.vocab = 10;
     return plan;
   }
 
@@ -58,10 +59,23 @@ class CoordinatorTest : public ::testing::Test {
     }
     coordinator_.received(id, message, now_);
   }
-  void heartbeats() {
+  void heartbeat(int64_t id, int64_t progress = 0) {
     v1::WorkerMessage message;
     message.mutable_heartbeat()->set_layer(3);
-    for (const int64_t id : {1, 2}) coordinator_.received(id, message, now_);
+    message.mutable_heartbeat()->set_hop(1);
+    message.mutable_heartbeat()->set_progress(progress);
+    coordinator_.received(id, message, now_);
+  }
+  void heartbeats() {
+    for (const int64_t id : {1, 2}) heartbeat(id);
+  }
+  // Ticks and heartbeats of these workers, every 500 ms.
+  void pass(milliseconds time, const std::vector<int64_t>& alive) {
+    for (milliseconds t{0}; t < time; t += milliseconds(500)) {
+      now_ += milliseconds(500);
+      for (const int64_t id : alive) heartbeat(id);
+      coordinator_.tick(now_);
+    }
   }
   void answer(int64_t id, int32_t rank, int64_t step, int64_t epoch = 1) {
     v1::WorkerMessage message;
@@ -88,6 +102,30 @@ class CoordinatorTest : public ::testing::Test {
     parallel::ShardState state;
     state.cp = 2;
     coordinator_.send_plan(plan, state, expected_us, now_);
+  }
+  // Rank 0 is to sample a token after position 0, rank 1 to score position 1.
+  void send_asking_step() {
+    parallel::StepPlan plan;
+    plan.epoch = 1;
+    parallel::Item item;
+    item.spans = {{.first = 0, .count = 4, .stride = 1}};
+    item.tokens = {1, 2, 3, 4};
+    item.wanted = {{.position = 0, .sample = true}, {.position = 1, .target = 3, .top = 2}};
+    plan.items = {item};
+    parallel::ShardState state;
+    state.cp = 2;
+    state.slots[0].ranks.resize(2);
+    coordinator_.send_plan(plan, state, 0, now_);
+  }
+  void answer_wanted(int64_t id, int32_t rank, std::vector<parallel::WantedResult> wanted) {
+    v1::WorkerMessage message;
+    message.mutable_answer()->set_epoch(1);
+    parallel::StepResult result;
+    result.epoch = 1;
+    result.world_rank = rank;
+    result.wanted = std::move(wanted);
+    message.mutable_answer()->set_result(parallel::encode(result));
+    coordinator_.received(id, message, now_);
   }
 
   // What was sent to `id`, of the kind asked for.
@@ -170,17 +208,137 @@ TEST_F(CoordinatorTest, StrangersAreRefusedInOneLine) {
   EXPECT_NE(refused([](auto& r) { r.set_model_fingerprint(8); }).find("another model"),
             std::string::npos);
   EXPECT_NE(refused([](auto& r) { r.set_wanted_rank(2); }).find("ranks 0 to 1"), std::string::npos);
-  attach(1, 0);
-  EXPECT_NE(refused([](auto& r) { r.set_wanted_rank(0); }).find("taken by rank 0 (pid 1001"),
-            std::string::npos);
-  attach(2);
-  EXPECT_NE(refused([](auto&) {}).find("all 2 ranks are taken"), std::string::npos);
   coordinator_.attached(99, now_);
   v1::WorkerMessage heartbeat;
   heartbeat.mutable_heartbeat();
   coordinator_.received(99, heartbeat, now_);
   EXPECT_NE(refusal(coordinator_.take(), 99).find("Register"), std::string::npos);
-  EXPECT_EQ(coordinator_.status().epoch, 1);  // nobody above disturbed the two
+}
+
+TEST_F(CoordinatorTest, WhoAsksForATakenRankIsRefusedOnceItsHolderIsHeardAgain) {
+  run_epoch_one();
+  attach(3, 1);
+  attach(4);  // any
+  EXPECT_TRUE(coordinator_.take().messages.empty()) << "the holder may be dead";
+  pass(milliseconds(1000), {1, 2, 3, 4});
+  EXPECT_EQ(refusal(coordinator_.take(), 3), "") << "that may have been on its way already";
+  pass(milliseconds(500), {1, 2, 3, 4});
+  const auto effects = coordinator_.take();
+  EXPECT_EQ(refusal(effects, 3), "rank 1 is taken by rank 1 (pid 1002 on h), which is alive");
+  EXPECT_EQ(refusal(effects, 4), "all 2 ranks are taken");
+  EXPECT_EQ(coordinator_.status().epoch, 1);
+  EXPECT_TRUE(coordinator_.status().running);
+}
+
+TEST_F(CoordinatorTest, WhoAsksForTheRankOfASilentWorkerGetsIt) {
+  run_epoch_one();
+  pass(milliseconds(2000), {1});
+  attach(3, 1);
+  pass(milliseconds(1500), {1, 3});
+  auto effects = coordinator_.take();
+  EXPECT_NE(loss(effects).find("no heartbeat for 3.5 s"), std::string::npos) << loss(effects);
+  EXPECT_EQ(sent(effects, 3, v1::FrontMessage::kAssignment).size(), 1u);
+  ASSERT_EQ(sent(effects, 2, v1::FrontMessage::kDropped).size(), 1u) << "it may wake up again";
+  // The old one, awake again, on a new stream.
+  coordinator_.attached(4, now_);
+  coordinator_.received(4, registration(1, 1002), now_);
+  pass(milliseconds(1500), {1, 3, 4});
+  EXPECT_NE(refusal(coordinator_.take(), 4).find("taken by rank 1 (pid 1003"), std::string::npos);
+}
+
+TEST_F(CoordinatorTest, AWorkerOfAnyRankComesBackToItsWeights) {
+  coordinator_.attached(1, now_);
+  auto message = registration(-1, 1);
+  message.mutable_register_()->set_last_rank(1);
+  coordinator_.received(1, message, now_);
+  EXPECT_EQ(coordinator_.status().waiting_for, "rank 0 to attach");
+  coordinator_.attached(2, now_);
+  message.mutable_register_()->set_pid(2);
+  coordinator_.received(2, message, now_);  // too late: whatever is free
+  EXPECT_EQ(coordinator_.status().epoch, 1);
+}
+
+TEST_F(CoordinatorTest, ItsOwnPauseCountsForNobody) {
+  run_epoch_one();
+  send_step(0);
+  pass(milliseconds(1000), {1, 2});
+  for (int i = 0; i < 3; ++i) {
+    now_ += seconds(30);  // stopped
+    coordinator_.tick(now_);
+    pass(milliseconds(1500), {1, 2});
+  }
+  EXPECT_EQ(loss(coordinator_.take()), "");
+  pass(milliseconds(3500), {1});  // and yet
+  EXPECT_NE(loss(coordinator_.take()).find("rank 1 (pid 1002 on h) was lost: no heartbeat"),
+            std::string::npos);
+}
+
+TEST_F(CoordinatorTest, AnswersThatDoNotFitThePlanAreALoss) {
+  const auto sampled = [](int32_t item, int64_t position, int32_t token) {
+    parallel::WantedResult result;
+    result.item = item;
+    result.position = position;
+    result.token = token;
+    return result;
+  };
+  const std::vector<parallel::WantedResult> good = {sampled(0, 0, 9)};
+  std::vector<parallel::WantedResult> scored = {sampled(0, 1, -1)};
+  scored[0].top = {{.id = 9}, {.id = 0}};
+  struct Case {
+    std::vector<parallel::WantedResult> wanted;
+    const char* why;
+  };
+  std::vector<Case> cases = {
+      {{}, "has 0 positions, it was asked for 1"}, {{good[0], good[0]}, "has 2 positions"},
+      {{sampled(0, 1, 9)}, "lacks position 0"},    {{sampled(1, 0, 9)}, "lacks position 0"},
+      {{sampled(0, 0, -1)}, "samples token -1"},   {{sampled(0, 0, 10)}, "samples token 10"}};
+  cases.push_back({good, "were not asked"});
+  cases.back().wanted[0].top = {{.id = 1}};
+  for (const Case& bad : cases) {
+    coordinator_ = EpochCoordinator(plan());
+    coordinator_.start(now_);
+    run_epoch_one();
+    send_asking_step();
+    answer_wanted(1, 0, bad.wanted);
+    const std::string why = loss(coordinator_.take());
+    EXPECT_NE(why.find("rank 0 (pid 1001 on h) was lost: its answer to step 0 "), std::string::npos)
+        << why;
+    EXPECT_NE(why.find(bad.why), std::string::npos) << why;
+  }
+  coordinator_ = EpochCoordinator(plan());
+  coordinator_.start(now_);
+  run_epoch_one();
+  send_asking_step();
+  answer_wanted(1, 0, good);
+  answer_wanted(2, 1, scored);
+  const auto effects = coordinator_.take();
+  EXPECT_EQ(loss(effects), "");
+  EXPECT_EQ(effects.events.size(), 2u);
+}
+
+TEST_F(CoordinatorTest, AStepThatMovesOnIsSlowNotLate) {
+  run_epoch_one();
+  send_step(0);  // 10 s without progress, and 2 s
+  for (int64_t i = 1; i <= 20; ++i) {
+    pass(milliseconds(10000), {1, 2});
+    heartbeat(2, i);
+  }
+  EXPECT_EQ(loss(coordinator_.take()), "");
+}
+
+TEST_F(CoordinatorTest, WorkersWordsAreOneBoundedLine) {
+  run_epoch_one();
+  v1::WorkerMessage failure;
+  failure.mutable_failure()->set_epoch(1);
+  std::string what = "no\nmemory";
+  for (int i = 0; i < 100000; ++i) what += "\xc3\xa4";
+  failure.mutable_failure()->set_what(what);
+  coordinator_.received(2, failure, now_);
+  pass(milliseconds(500), {1, 2});
+  const std::string why = loss(coordinator_.take());
+  EXPECT_LT(why.size(), 1100u);
+  EXPECT_NE(why.find("no memory"), std::string::npos) << why;
+  EXPECT_EQ(why.back(), '\xa4') << "cut within a character";
 }
 
 TEST_F(CoordinatorTest, ABrokenStreamEndsTheEpochAndANewWorkerBeginsTheNext) {
@@ -252,14 +410,12 @@ TEST_F(CoordinatorTest, AStepPastItsDeadlineEndsTheEpochAndNamesWhoIsLate) {
     coordinator_.tick(now_);
   }
   EXPECT_EQ(loss(coordinator_.take()), "");
-  now_ += seconds(1);
-  heartbeats();
-  coordinator_.tick(now_);
+  pass(milliseconds(1000), {1, 2});
   const std::string why = loss(coordinator_.take());
   EXPECT_NE(why.find("step 1 passed its deadline of 20 s"), std::string::npos) << why;
   EXPECT_NE(why.find("rank 0"), std::string::npos) << why;
   EXPECT_EQ(why.find("rank 1 ("), std::string::npos) << why;
-  EXPECT_NE(why.find("layer 3"), std::string::npos) << why;
+  EXPECT_NE(why.find("layer 3 hop 1"), std::string::npos) << why;
 }
 
 TEST_F(CoordinatorTest, AFailureWaitsForABetterExplanation) {
@@ -306,6 +462,24 @@ TEST_F(CoordinatorTest, EpochsThatKeepFailingAreSpacedOut) {
   EXPECT_GE(started, 4);
   EXPECT_GE(coordinator_.status().failed_starts, 3);
   EXPECT_NE(coordinator_.status().last_end.find("no memory"), std::string::npos);
+}
+
+TEST_F(CoordinatorTest, EpochsThatDidTheirWorkAreNotSpacedOut) {
+  run_epoch_one();
+  for (int64_t epoch = 1; epoch < 20; ++epoch) {
+    parallel::StepPlan step;
+    step.epoch = epoch;
+    parallel::ShardState state;
+    state.cp = 2;
+    coordinator_.send_plan(step, state, 0, now_);
+    answer(1, 0, 0, epoch);
+    answer(epoch == 1 ? 2 : epoch + 10, 1, 0, epoch);
+    coordinator_.closed(epoch == 1 ? 2 : epoch + 10, now_);
+    attach(epoch + 11, 1);
+    ASSERT_EQ(coordinator_.status().epoch, epoch + 1);
+    for (const int64_t id : {int64_t{1}, epoch + 11}) address(id, epoch + 1);
+    for (const int64_t id : {int64_t{1}, epoch + 11}) ready(id, epoch + 1);
+  }
 }
 
 TEST_F(CoordinatorTest, PlansGoToAllAndAnswersMustBeAsked) {
