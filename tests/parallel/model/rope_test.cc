@@ -6,6 +6,8 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/cpu/queue.h"
+#include "kernels/ops.h"
 #include "parallel/model/gguf.h"
 #include "tests/support/tiny_model.h"
 
@@ -39,6 +41,47 @@ TEST(Rope, EqualsLongDoubleUpToAMillion) {
       const long double cosine = table[r * 64 + i], sine = table[r * 64 + 32 + i];
       EXPECT_LE(std::fabs(cosine - std::cos(exact)), bound) << positions[r] << " pair " << i;
       EXPECT_LE(std::fabs(sine - std::sin(exact)), bound) << positions[r] << " pair " << i;
+    }
+  }
+}
+
+// Table and kernel together, as a layer uses them, around 2^20: rotated pairs against double. The
+// table errs by 2^-25 and the angle by 4e-10 (above), two products and their sum by 2^-24 of
+// |x| + |y| each.
+TEST(Rope, RotatesExactlyAroundAMillion) {
+  constexpr int32_t kHeadDim = 64, kHeads = 3;
+  for (const kernels::CpuIsa isa : {kernels::CpuIsa::kPortable, kernels::CpuIsa::kAvx2,
+                                    kernels::CpuIsa::kAvx512, kernels::CpuIsa::kAvx512Bf16}) {
+    if (isa > kernels::detect_cpu_isa()) continue;
+    for (const auto pairing : {kernels::RopePairing::kHalves, kernels::RopePairing::kAdjacent}) {
+      for (const double theta : {10000.0, 500000.0}) {
+        const std::vector<double> frequencies = rope_frequencies(config_of(kHeadDim, theta));
+        const std::vector<int32_t> positions = {(1 << 20) - 1, 1 << 20, (1 << 20) + 1};
+        std::vector<float> table(positions.size() * kHeadDim);
+        fill_cos_sin(frequencies, positions, table.data());
+        std::vector<float> x(positions.size() * kHeads * kHeadDim);
+        for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i * 37 % 101) / 25 - 2;
+        const std::vector<float> before = x;
+        const auto rows = static_cast<int64_t>(positions.size());
+        kernels::CpuQueue queue(1, isa);
+        kernels::rope(queue, kernels::matrix(x.data(), rows, kHeads * kHeadDim),
+                      kernels::matrix(table.data(), rows, kHeadDim), kHeadDim, pairing);
+        for (size_t r = 0; r < positions.size(); ++r) {
+          for (size_t h = 0; h < kHeads; ++h) {
+            for (size_t i = 0; i < kHeadDim / 2; ++i) {
+              const bool halves = pairing == kernels::RopePairing::kHalves;
+              const size_t head = (r * kHeads + h) * kHeadDim;
+              const size_t a = head + (halves ? i : 2 * i);
+              const size_t b = head + (halves ? i + kHeadDim / 2 : 2 * i + 1);
+              const double angle = positions[r] * frequencies[i];
+              const auto u = static_cast<double>(before[a]), v = static_cast<double>(before[b]);
+              const double bound = 4 * 0x1p-24 * (std::abs(u) + std::abs(v));
+              EXPECT_NEAR(x[a], u * std::cos(angle) - v * std::sin(angle), bound);
+              EXPECT_NEAR(x[b], v * std::cos(angle) + u * std::sin(angle), bound);
+            }
+          }
+        }
+      }
     }
   }
 }

@@ -41,6 +41,30 @@ TEST(Scheduler, DecodePlansLeaveBeforeTheirTokenIsKnown) {
   EXPECT_EQ(told.finished->usage.completion_tokens, 5);
 }
 
+// A cancel must not cost more than the step that runs: behind a long one no other leaves.
+TEST(Scheduler, NoPlanLeavesBehindALongPrefill) {
+  Driver driver(driver_limits(), 2, 4000);
+  parallel::PolicyInput slow = test_policy(2);
+  slow.profile.linear_us_per_row = 1e3;  // 100 ms for 200 rows on two ranks
+  driver.scheduler.lose_epoch(absl::UnavailableError("another machine"));
+  driver.scheduler.begin_epoch(1, slow, 4000);
+  GenerateRequest request = ask(some_ids(600), 5);
+  request.chunk_tokens = 200;
+  const auto id = driver.scheduler.submit(request);
+  ASSERT_TRUE(id.ok());
+  ASSERT_NE(driver.send(), nullptr);
+  EXPECT_EQ(driver.send(), nullptr);
+  driver.complete();
+  ASSERT_NE(driver.send(), nullptr);
+  driver.scheduler.cancel(*id);
+  EXPECT_EQ(driver.send(), nullptr) << "rows are given back when nothing runs";
+  driver.complete();
+  ASSERT_NE(driver.send(), nullptr);
+  EXPECT_TRUE(driver.plans.back().plan.items.empty());
+  EXPECT_EQ(driver.plans.back().plan.ops.at(0).kind, Op::Kind::kRelease);
+  EXPECT_EQ(driver.plans.size(), 3u);
+}
+
 TEST(Scheduler, AStopFoundLateIsTakenBack) {
   const std::vector<int32_t> alone = answer_alone({some_ids(10), {}, {}, 0, 8}, kDriverVocab);
   Driver driver;
