@@ -117,6 +117,7 @@ struct Rank::Impl {
   KvStore store;
   std::vector<double> frequencies;
   ShardState state;
+  PositionLists position_lists;                                  // of other ranks' rows
   std::deque<std::pair<int64_t, std::vector<int32_t>>> sampled;  // step, ids by row
   int64_t workspace_peak = 0;                                    // of attention in this step, bytes
   std::atomic<int64_t> step{0}, progress{0};
@@ -348,12 +349,15 @@ StepResult Rank::apply(const StepPlan& plan, Clock::time_point deadline) {
   self.patience = deadline - start;
   self.reached(0, 0);
 
-  for (const Op& op : plan.ops) apply_to_store(self.store, op);
+  for (const Op& op : plan.ops) {
+    apply_to_store(self.store, op);
+    self.position_lists.apply(op);
+  }
   // In place: a step that fails ends the epoch, and the state with it. Who computes what depends on
   // slots' decode bases alone, which items do not change.
   self.state = advance(std::move(self.state), plan);
   const std::vector<GroupLayout> layouts =
-      layout_groups(self.state, plan, self.cp_rank(), self.policy);
+      layout_groups(self.state, plan, self.cp_rank(), self.policy, self.position_lists);
   const StepRows rows = self.rows_of(plan);
 
   StepResult result;

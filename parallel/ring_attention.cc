@@ -192,7 +192,7 @@ void pass_q_block(Queue& queue, const GroupLayout& group, AttentionCall<Queue>& 
 }  // namespace
 
 std::vector<GroupLayout> layout_groups(const ShardState& after, const StepPlan& plan, int32_t rank,
-                                       const PolicyInput& policy) {
+                                       const PolicyInput& policy, PositionLists& lists) {
   std::vector<GroupLayout> layouts;
   int64_t row_first = 0;
   for (const Group& group : plan.groups) {
@@ -217,7 +217,7 @@ std::vector<GroupLayout> layout_groups(const ShardState& after, const StepPlan& 
         rows.kv_first = kv_first[index(r)];
         rows.q_positions = positions(fresh[index(r)]);
         if (group.variant == Variant::kPassKv && r != rank) {
-          rows.kv_positions = positions(slot.ranks[index(r)]);
+          rows.kv_positions = lists.of(item.slot, slot, r);
         }
         q_first[index(r)] += static_cast<int64_t>(rows.q_positions.size());
         kv_first[index(r)] += count(slot.ranks[index(r)]);

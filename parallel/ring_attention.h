@@ -13,12 +13,14 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "kernels/attention.h"
 #include "kernels/core/tensor.h"
 #include "parallel/communicator.h"
 #include "parallel/kv_store.h"
+#include "parallel/position_lists.h"
 #include "parallel/ring_policy.h"
 #include "parallel/sharding.h"
 
@@ -27,8 +29,8 @@ namespace annulus::parallel {
 struct ItemRows {       // one item on one rank
   int64_t q_first = 0;  // within the rank's rows of the group
   std::vector<int32_t> q_positions;
-  int64_t kv_first = 0;               // within the rank's payload
-  std::vector<int32_t> kv_positions;  // filled for pass-KV only; own rows come from the store
+  int64_t kv_first = 0;                   // within the rank's payload
+  std::span<const int32_t> kv_positions;  // for pass-KV only; own rows come from the store
 };
 
 struct GroupLayout {
@@ -42,9 +44,10 @@ struct GroupLayout {
       0;  // the paper's volume per rank, all layers (reference: section 3.1 of the method)
 };
 
-// after: the state with the whole plan applied.
+// after: the state with the whole plan applied. lists: of this rank, with the plan's ops applied;
+// the layout points into them until they change.
 std::vector<GroupLayout> layout_groups(const ShardState& after, const StepPlan& plan, int32_t rank,
-                                       const PolicyInput& policy);
+                                       const PolicyInput& policy, PositionLists& lists);
 
 template <class Queue>
 struct AttentionCall {

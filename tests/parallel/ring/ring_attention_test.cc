@@ -110,6 +110,7 @@ TEST_P(RingAttentionTest, EqualsFullAttention) {
     const Groups<CpuQueue> groups = world.groups(me);
     KvStore store(format, 1, 512);
     ShardState state;
+    PositionLists lists;
     state.cp = topology.cp;
     int64_t step = 0;
     for (StepPlan plan : script(variant, topology.cp)) {
@@ -120,9 +121,10 @@ TEST_P(RingAttentionTest, EqualsFullAttention) {
       for (const Op& op : plan.ops) {
         if (op.kind == Op::Kind::kAdmit) store.admit(op.slot);
         if (op.kind == Op::Kind::kTruncate) store.truncate(op.slot, op.length);
+        lists.apply(op);
       }
       state = advance(state, plan);
-      const GroupLayout layout = layout_groups(state, plan, me, policy).at(0);
+      const GroupLayout layout = layout_groups(state, plan, me, policy, lists).at(0);
 
       std::vector<float> q32;
       for (const Item& i : plan.items) {
