@@ -153,6 +153,7 @@ struct StepResult {
   int32_t plans_waiting = 0;          // plans already here when this step ended
   int64_t kv_rows = 0, kv_bytes = 0;  // in use on this rank
   int64_t workspace_peak_bytes = 0, resident_bytes = 0;
+  std::vector<float> phase_us;  // by kernels::Phase; empty unless the rank was told to profile
   friend bool operator==(const StepResult&, const StepResult&) = default;
 };
 

@@ -178,6 +178,8 @@ std::string encode(const StepResult& result) {
   out.put(result.kv_bytes);
   out.put(result.workspace_peak_bytes);
   out.put(result.resident_bytes);
+  out.put_count(result.phase_us.size());
+  for (const float us : result.phase_us) out.put(us);
   return out.take();
 }
 
@@ -216,6 +218,9 @@ absl::StatusOr<StepResult> decode_result(std::string_view bytes) {
   result.kv_bytes = in.get<int64_t>("kv_bytes");
   result.workspace_peak_bytes = in.get<int64_t>("workspace_peak_bytes");
   result.resident_bytes = in.get<int64_t>("resident_bytes");
+  for (size_t n = in.get_count("phase_us", sizeof(float)); n > 0 && in.ok(); --n) {
+    result.phase_us.push_back(in.get<float>("phase_us"));
+  }
   if (absl::Status status = in.finish(); !status.ok()) return status;
   return result;
 }
