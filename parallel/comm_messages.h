@@ -121,11 +121,11 @@ class MessageCommunicator final : public Communicator<kernels::CpuQueue> {
   }
 
   void begin(const OpId& op);  // throws where aborted already
-  void finish(const OpId& op) {
-    wait(parts_, op);
+  void finish(Queue& queue, const OpId& op) {
+    wait(queue, parts_, op);
     parts_.clear();
   }
-  void wait(std::span<Part> parts, const OpId& op);  // all of them, or DeviceError
+  void wait(Queue& queue, std::span<Part> parts, const OpId& op);  // all of them, or DeviceError
   bool settled(std::span<Part> parts, const OpId& op);
   [[noreturn]] void fail(const OpId& op, const Part* part, const std::string& reason);
   std::string where(const OpId& op) const;
@@ -152,7 +152,8 @@ class MessageCommunicator final : public Communicator<kernels::CpuQueue> {
 inline constexpr int64_t kDirectReduceBytes = 64 << 10;
 
 template <class Wire>
-void MessageCommunicator<Wire>::all_reduce(Queue&, std::span<float> data, const OpId& op) {
+void MessageCommunicator<Wire>::all_reduce(Queue& queue, std::span<float> data, const OpId& op) {
+  const kernels::InPhase phase(queue, kernels::Phase::kSend);
   const typename Wire::Use use(wire_);
   begin(op);
   const int64_t count = static_cast<int64_t>(data.size()), n = size();
@@ -174,7 +175,7 @@ void MessageCommunicator<Wire>::all_reduce(Queue&, std::span<float> data, const 
         std::as_writable_bytes(std::span(scratch_).subspan(index(from * stride), mine.size())), op);
   }
   for (int32_t d = 1; d < n; ++d) send_to(neighbour(d), std::as_bytes(slice(neighbour(d))), op);
-  finish(op);
+  finish(queue, op);
   if (!mine.empty())
     sum_in_rank_order(mine, rank_, static_cast<int32_t>(n), scratch_.data(), stride);
   if (direct) return;
@@ -183,12 +184,13 @@ void MessageCommunicator<Wire>::all_reduce(Queue&, std::span<float> data, const 
   for (int32_t d = 1; d < n; ++d)
     recv_from(neighbour(d), std::as_writable_bytes(slice(neighbour(d))), second);
   for (int32_t d = 1; d < n; ++d) send_to(neighbour(d), std::as_bytes(mine), second);
-  finish(second);
+  finish(queue, second);
 }
 
 template <class Wire>
-void MessageCommunicator<Wire>::all_gather(Queue&, ConstBytes own, Bytes out,
+void MessageCommunicator<Wire>::all_gather(Queue& queue, ConstBytes own, Bytes out,
                                            std::span<const int64_t> bytes, const OpId& op) {
+  const kernels::InPhase phase(queue, kernels::Phase::kSend);
   const typename Wire::Use use(wire_);
   begin(op);
   ANNULUS_CHECK(static_cast<int32_t>(bytes.size()) == size(), where(op));
@@ -207,12 +209,13 @@ void MessageCommunicator<Wire>::all_gather(Queue&, ConstBytes own, Bytes out,
     at += length;
   }
   for (int32_t d = 1; d < size(); ++d) send_to(neighbour(d), own, op);
-  finish(op);
+  finish(queue, op);
 }
 
 template <class Wire>
-void MessageCommunicator<Wire>::all_to_all(Queue&, std::span<const ConstBytes> send,
+void MessageCommunicator<Wire>::all_to_all(Queue& queue, std::span<const ConstBytes> send,
                                            std::span<const Bytes> recv, const OpId& op) {
+  const kernels::InPhase phase(queue, kernels::Phase::kSend);
   const typename Wire::Use use(wire_);
   begin(op);
   ANNULUS_CHECK(static_cast<int32_t>(send.size()) == size() && send.size() == recv.size(),
@@ -222,12 +225,13 @@ void MessageCommunicator<Wire>::all_to_all(Queue&, std::span<const ConstBytes> s
   for (int32_t d = 1; d < size(); ++d) send_to(neighbour(d), send[index(neighbour(d))], op);
   if (!send[index(rank_)].empty())
     std::memmove(recv[index(rank_)].data(), send[index(rank_)].data(), send[index(rank_)].size());
-  finish(op);
+  finish(queue, op);
 }
 
 template <class Wire>
-Transfer MessageCommunicator<Wire>::exchange(Queue&, ConstBytes send, int32_t to, Bytes recv,
+Transfer MessageCommunicator<Wire>::exchange(Queue& queue, ConstBytes send, int32_t to, Bytes recv,
                                              int32_t from, const OpId& op) {
+  const kernels::InPhase phase(queue, kernels::Phase::kSend);
   const typename Wire::Use use(wire_);
   begin(op);
   ANNULUS_CHECK(to >= 0 && to < size() && from >= 0 && from < size(), where(op), ": to ", to,
@@ -254,7 +258,7 @@ Transfer MessageCommunicator<Wire>::exchange(Queue&, ConstBytes send, int32_t to
 }
 
 template <class Wire>
-void MessageCommunicator<Wire>::await(Queue&, Transfer transfer) {
+void MessageCommunicator<Wire>::await(Queue& queue, Transfer transfer) {
   const uint64_t id = transfer.release();
   if (id == 0) return;
   const typename Wire::Use use(wire_);
@@ -263,7 +267,7 @@ void MessageCommunicator<Wire>::await(Queue&, Transfer transfer) {
                     flights_[slot].generation == static_cast<uint32_t>(id >> 32),
                 "transfer ", id, " is not in flight in group ", name(group_));
   Flight& flight = flights_[slot];
-  wait(std::span(flight.parts).first(flight.count), flight.op);
+  wait(queue, std::span(flight.parts).first(flight.count), flight.op);
   flight.live = false;
   --flights_in_use_;
 }
@@ -290,11 +294,12 @@ bool MessageCommunicator<Wire>::settled(std::span<Part> parts, const OpId& op) {
 }
 
 template <class Wire>
-void MessageCommunicator<Wire>::wait(std::span<Part> parts, const OpId& op) {
+void MessageCommunicator<Wire>::wait(Queue& queue, std::span<Part> parts, const OpId& op) {
   constexpr auto kSpin = std::chrono::microseconds(20);
   constexpr int kRoundsPerClock = 8, kFruitless = 32;
   constexpr auto kShortest = std::chrono::milliseconds(1), kLongest = std::chrono::milliseconds(5);
   if (settled(parts, op)) return;
+  const kernels::InPhase phase(queue, kernels::Phase::kWait);
   const Clock::time_point start = Clock::now();
   Clock::time_point spin_until = start + kSpin;
   auto sleep = kShortest;

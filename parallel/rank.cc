@@ -22,6 +22,7 @@ namespace {
 
 using kernels::CpuQueue;
 using kernels::matrix;
+using kernels::Phase;
 using kernels::Tensor;
 using Clock = std::chrono::steady_clock;
 
@@ -89,6 +90,7 @@ struct Rank::Impl {
         frequencies(rope_frequencies(c)) {
     state.cp = t.cp;
     policy = {shape, t.cp, {}, o.workspace_limit_bytes};
+    queue.phases().enable(o.profile);
     queue.set_poll([this] {
       groups.cp->progress();
       if (topology.tp > 1) groups.tp->progress();
@@ -228,7 +230,9 @@ void Rank::Impl::attend(int32_t l, std::span<const GroupLayout> layouts, const S
                         Tensor out, StepResult& result) {
   reached(l, 0);
   const CpuQueue::Mark mark(queue);
+  queue.phases().enter(Phase::kKvAppend);
   kernels::kv_append(queue, k, v, store.layer(l), rows.slot_rows, store.format());
+  queue.phases().enter(Phase::kAttention);
   const Tensor queries = {
       queue.scratch<std::byte>(q.rows * q.cols * kernels::size_bytes(shape.dtype)), shape.dtype,
       q.rows, q.cols, q.cols};
@@ -265,6 +269,7 @@ void Rank::Impl::answer_wanted(const StepPlan& plan, const StepRows& rows, Tenso
   for (size_t begin = 0; begin < rows.wanted.size(); begin += kLogitRows) {
     reached(config.layers, 0);
     const CpuQueue::Mark mark(queue);
+    const kernels::InPhase phase(queue, Phase::kHead);
     const std::span<const OwnWanted> block =
         std::span(rows.wanted)
             .subspan(begin, std::min(index(kLogitRows), rows.wanted.size() - begin));
@@ -283,6 +288,7 @@ void Rank::Impl::answer_wanted(const StepPlan& plan, const StepRows& rows, Tenso
       ++op.sequence;
       all = gathered;
     }
+    queue.phases().enter(Phase::kSample);
     std::vector<WantedResult> answers(block.size());
     queue.parallel_for(n, [&](int64_t r, int) {
       // A row lies in tp pieces, one a rank.
@@ -338,6 +344,7 @@ void Rank::Impl::share_sampled(const StepPlan& plan, const StepResult& result) {
 StepResult Rank::apply(const StepPlan& plan, Clock::time_point deadline) {
   Impl& self = *impl_;
   const Clock::time_point start = Clock::now();
+  self.queue.phases().take();
   kernels::set_check_context(absl::StrCat("rank ", self.world_rank, ", step ", plan.step));
   ANNULUS_CHECK(plan.epoch == self.epoch, "plan of epoch ", plan.epoch, " in epoch ", self.epoch);
   ANNULUS_CHECK(plan.digest == self.state.digest, "the plan log has diverged: digest ", plan.digest,
@@ -392,6 +399,11 @@ StepResult Rank::apply(const StepPlan& plan, Clock::time_point deadline) {
   result.kv_rows = self.store.rows_used();
   result.kv_bytes = self.store.bytes_used();
   result.workspace_peak_bytes = self.workspace_peak;
+  if (self.queue.phases().enabled()) {
+    for (const double us : self.queue.phases().take()) {
+      result.phase_us.push_back(static_cast<float>(us));
+    }
+  }
   result.step_us = static_cast<float>(us_since(start));
   return result;
 }

@@ -36,6 +36,7 @@ struct RankOptions {
   int64_t workspace_limit_bytes = int64_t{256} << 20;
   int32_t threads = 1;
   kernels::CpuIsa isa = kernels::detect_cpu_isa();
+  bool profile = false;  // StepResult::phase_us
 };
 
 // What the attention of a rank looks like to the policy.

@@ -66,6 +66,7 @@ void pass_kv(Queue& queue, const GroupLayout& group, AttentionCall<Queue>& call,
   if (ranks > 1) {
     const Bytes payload =
         bytes_of(queue.template scratch<std::byte>(bytes[index(me)]), bytes[index(me)]);
+    const kernels::InPhase phase(queue, kernels::Phase::kSend);
     kernels::kv_pack(queue, payload.data(), own, format);
     packed = payload;
     const int64_t room = largest_other(bytes, me);
@@ -183,6 +184,7 @@ void pass_q_block(Queue& queue, const GroupLayout& group, AttentionCall<Queue>& 
     call.op.what = "partials";
     call.ring.all_to_all(queue, send, receive, call.op);
     ++call.op.sequence;
+    const kernels::InPhase phase(queue, kernels::Phase::kMerge);
     for (int32_t r = 0; r < ranks; ++r) {
       if (r != me && mine > 0) kernels::merge(queue, result, returned[index(r)]);
     }

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/core/phase.h"
 
 namespace annulus::kernels {
 
@@ -45,6 +46,8 @@ class CpuQueue {
     if (poll_) poll_();
   }
 
+  PhaseClock& phases() { return phases_; }
+
   template <class T>
   T* scratch(int64_t count) {
     return static_cast<T*>(allocate(count * static_cast<int64_t>(sizeof(T))));
@@ -75,6 +78,7 @@ class CpuQueue {
   CpuIsa isa_;
   std::unique_ptr<ThreadPool> pool_;
   std::function<void()> poll_;
+  PhaseClock phases_;
   std::vector<std::unique_ptr<Block>> blocks_;
   size_t block_ = 0;
   int64_t used_ = 0, peak_ = 0;
