@@ -14,6 +14,7 @@
 #include "bench/recall.h"
 #include "bench/ring.h"
 #include "bench/soak.h"
+#include "bench/throughput.h"
 
 namespace {
 
@@ -33,6 +34,8 @@ constexpr Command kCommands[] = {
     {"gemm", "linear layers against the peaks of this machine", bench_gemm},
     {"attention", "attention against the peaks of this machine", bench_attention},
     {"soak", "many streams at once: statuses, texts, and what stays behind", bench_soak},
+    {"throughput", "prompt and generation tokens/s of the served engine against limits and floors",
+     bench_throughput},
     {"link", "round trip and bandwidth between two ranks", bench_link},
     {"recall", "a prompt of up to a million tokens, with needles on every edge of the split",
      bench_recall},

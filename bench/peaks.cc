@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bench/peaks.h"
 
+#include <sched.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <vector>
@@ -75,6 +79,55 @@ Peaks measure_peaks(CpuQueue& queue) {
 Peaks measure_peaks(int threads) {
   CpuQueue queue(threads);
   return measure_peaks(queue);
+}
+
+namespace {
+
+// Multiply-adds in a fixed time, by each of some pinned processes at once, in GFLOP/s together.
+double rate_together(int copies) {
+  double total = 0;
+  std::vector<int> pipes;
+  std::vector<pid_t> children;
+  for (int copy = 0; copy < copies; ++copy) {
+    int ends[2];
+    if (pipe(ends) != 0) return 0;
+    pipes.push_back(ends[0]);
+    const pid_t child = fork();
+    if (child == 0) {
+      cpu_set_t cores;
+      CPU_ZERO(&cores);
+      CPU_SET(static_cast<size_t>(copy), &cores);
+      sched_setaffinity(0, sizeof cores, &cores);
+      const auto& loops = ANNULUS_SELECT_ISA(kernels::detect_cpu_isa(), kPeakKernels);
+      alignas(64) float x[32];
+      std::fill(x, x + 32, 1e-6f);
+      constexpr int64_t kIterations = 10'000;
+      using Clock = std::chrono::steady_clock;
+      const auto start = Clock::now();
+      double done = 0;
+      while (Clock::now() - start < std::chrono::milliseconds(500)) {
+        loops.fma(x, kIterations);
+        done += loops.fma_flops * kIterations;
+      }
+      done /= std::chrono::duration<double>(Clock::now() - start).count();
+      _exit(write(ends[1], &done, sizeof done) == ssize_t{sizeof done} ? 0 : 1);
+    }
+    children.push_back(child);
+    close(ends[1]);
+  }
+  for (const int end : pipes) {
+    double rate = 0;
+    if (read(end, &rate, sizeof rate) == ssize_t{sizeof rate}) total += rate;
+    close(end);
+  }
+  for (const pid_t child : children) waitpid(child, nullptr, 0);
+  return total * 1e-9;
+}
+
+}  // namespace
+
+double copies_scale(int copies) {
+  return rate_together(copies) / rate_together(1);
 }
 
 }  // namespace annulus::bench

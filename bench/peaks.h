@@ -18,4 +18,8 @@ struct Peaks {
 Peaks measure_peaks(kernels::CpuQueue& queue);
 Peaks measure_peaks(int threads);  // with the best ISA
 
+// How much more than one process `copies` independent ones multiply together, each pinned to a core
+// of its own and running for half a second. Forks: call before the process has other threads.
+double copies_scale(int copies);
+
 }  // namespace annulus::bench
