@@ -12,7 +12,9 @@
 #include <fstream>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -229,6 +231,8 @@ void Session::attempt(const char* what, const Work& work) {
     failure = error.what();
   } catch (const std::bad_alloc&) {
     failure = absl::StrCat("out of memory ", what);
+  } catch (const std::system_error& error) {  // no more threads
+    failure = absl::StrCat("no resources ", what, ": ", error.what());
   }
   fail(failure);
 }

@@ -149,6 +149,13 @@ v1::GetClusterResponse Cluster::wait_serving(double seconds) {
   return cluster;
 }
 
+int64_t Cluster::epoch_now() {
+  grpc::ClientContext context;
+  v1::GetClusterResponse cluster;
+  EXPECT_TRUE(stub_->GetCluster(&context, {}, &cluster).ok());
+  return cluster.epoch();
+}
+
 bool Cluster::healthy() {
   return health_of(address_);
 }

@@ -74,7 +74,9 @@ class Cluster {
   std::unique_ptr<Process>& worker(int rank) { return workers_[static_cast<size_t>(rank)]; }
   v1::Inference::Stub& stub() { return *stub_; }
   const std::string& address() const { return address_; }
-  int64_t epoch() const { return epoch_; }
+  int64_t epoch() const { return epoch_; }  // the last one seen
+  int64_t epoch_now();
+  int control_port() const { return control_port_; }
 
  private:
   ClusterOptions options_;

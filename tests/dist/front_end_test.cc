@@ -3,13 +3,18 @@
 #include <gtest/gtest.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/ptrace.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <fstream>
 
 #include "absl/strings/str_cat.h"
 #include "bench/server_process.h"
 #include "tests/dist/cluster.h"
+#include "tests/support/tiny_model.h"
 
 namespace annulus::testing {
 namespace {
@@ -20,6 +25,12 @@ int count(const std::string& text, const std::string& what) {
   int n = 0;
   for (size_t at = text.find(what); at != std::string::npos; at = text.find(what, at + 1)) ++n;
   return n;
+}
+
+int64_t address_space_bytes(pid_t pid) {
+  int64_t pages = 0;
+  std::ifstream("/proc/" + std::to_string(pid) + "/statm") >> pages;
+  return pages * sysconf(_SC_PAGESIZE);
 }
 
 ClusterOptions two_ranks(const std::string& orphan_timeout = "60") {
@@ -173,6 +184,64 @@ TEST(SlowWorker, StarvedIsNotLost) {
     EXPECT_EQ(cluster.answer(kQuestion, 200), expected);
   } while (seconds_since(start) < 8 && !HasFailure());
   EXPECT_EQ(wait_serving(cluster.stub(), 0).epoch(), epoch) << cluster.front().err();
+}
+
+// Its computing thread is held, its heartbeats go on: the deadline of the step decides, and says
+// where everybody was.
+TEST(HungWorker, PassesTheDeadlineOfItsStepAndServesAgainOnceItMoves) {
+  Cluster cluster(two_ranks());
+  const std::vector<uint32_t> expected = cluster.answer(kQuestion, 20);
+  const pid_t computing = cluster.worker(1)->pid();  // the first thread
+  Stream running(cluster.stub(), ask(kQuestion, 4000));
+  running.wait_tokens(3);
+  const Clock::time_point hung = Clock::now();
+  ASSERT_EQ(ptrace(PTRACE_SEIZE, computing, nullptr, nullptr), 0);
+  ASSERT_EQ(ptrace(PTRACE_INTERRUPT, computing, nullptr, nullptr), 0);
+  int stop = 0;
+  ASSERT_EQ(waitpid(computing, &stop, __WALL), computing);
+  const grpc::Status status = running.status(60);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  const std::string& why = status.error_message();
+  EXPECT_NE(why.find("deadline"), std::string::npos) << why;
+  EXPECT_NE(why.find("rank 1"), std::string::npos) << why;
+  EXPECT_NE(why.find("layer"), std::string::npos) << why;
+  EXPECT_NE(why.find("hop"), std::string::npos) << why;
+  EXPECT_GE(seconds_since(hung), 10);
+  ASSERT_EQ(ptrace(PTRACE_DETACH, computing, nullptr, nullptr), 0);
+  cluster.wait_serving();
+  EXPECT_EQ(cluster.answer(kQuestion, 20), expected);
+}
+
+// Little more memory than it has, and a step that needs a hundred megabytes: the step fails, the
+// worker does not.
+TEST(StarvedOfMemory, AWorkerEndsTheEpochAndLives) {
+  TinyModel wide;
+  wide.ffn = 16384;
+  ClusterOptions options = two_ranks();
+  options.model = scratch_directory() + "/wide.gguf";
+  write_gguf(wide, options.model);
+  options.serve_flags.push_back("--max-step-ms=60000");
+  Cluster cluster(options);
+  const std::vector<uint32_t> expected = cluster.answer(kQuestion, 20);
+  const pid_t pid = cluster.worker(1)->pid();
+  rlimit before{}, tight{};
+  ASSERT_EQ(prlimit(pid, RLIMIT_AS, nullptr, &before), 0);
+  tight = before;
+  tight.rlim_cur = static_cast<rlim_t>(address_space_bytes(pid) + (16 << 20));
+  ASSERT_EQ(prlimit(pid, RLIMIT_AS, &tight, nullptr), 0);
+  Stream stream(cluster.stub(), ask(std::string(3900, 'm'), 4));
+  const grpc::Status status = stream.status();
+  ASSERT_EQ(prlimit(pid, RLIMIT_AS, &before, nullptr), 0);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_NE(status.error_message().find(absl::StrCat("rank 1 (pid ", pid, " on ")),
+            std::string::npos)
+      << status.error_message();
+  EXPECT_NE(status.error_message().find("out of memory in a step"), std::string::npos)
+      << status.error_message() << "\n"
+      << cluster.worker(1)->err();
+  const v1::GetClusterResponse now = cluster.wait_serving();
+  EXPECT_EQ(now.ranks(1).pid(), pid) << cluster.worker(1)->err();
+  EXPECT_EQ(cluster.answer(kQuestion, 20), expected);
 }
 
 }  // namespace
