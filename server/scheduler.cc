@@ -123,8 +123,8 @@ absl::Status Scheduler::set_lengths(Sequence& sequence) const {
   }
   const int64_t asked = sequence.request.max_tokens;
   const int64_t room = limits_.context - prompt;
-  const int64_t held = most_answer_tokens(prompt, state_.cp, chunk_of(sequence.request),
-                                          kv_capacity_rows_, limits_.page_tokens);
+  const int64_t held = most_answer_tokens(prompt, state_.cp, chunk_of(sequence), kv_capacity_rows_,
+                                          limits_.page_tokens);
   sequence.max_tokens = asked > 0 ? std::min(asked, room) : std::min(room, held);
   if (held < 1 || sequence.max_tokens > held) {
     return absl::OutOfRangeError(absl::StrCat(
@@ -143,8 +143,15 @@ absl::Status Scheduler::set_lengths(Sequence& sequence) const {
   return absl::OkStatus();
 }
 
-int32_t Scheduler::chunk_of(const GenerateRequest& request) const {
-  return request.chunk_tokens.value_or(limits_.chunk_tokens);
+int32_t Scheduler::chunk_of(const Sequence& sequence) const {
+  const int32_t asked = sequence.request.chunk_tokens.value_or(limits_.chunk_tokens);
+  return static_cast<int32_t>(std::min<int64_t>(asked, most_chunk(sequence)));
+}
+
+int64_t Scheduler::most_chunk(const Sequence& sequence) const {
+  if (!sequence.score_all && sequence.scored.empty()) return int64_t{1} << 30;
+  const int64_t each = 1 + std::max(sequence.request.top_logprobs, 0);
+  return std::min(kStepLogprobs / each, kStepScored);
 }
 
 std::optional<parallel::Variant> Scheduler::variant_of(const Sequence& sequence) const {

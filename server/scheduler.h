@@ -63,6 +63,10 @@ struct StepSummary {
 class Scheduler {
  public:
   static constexpr size_t kPlansAhead = 2;
+  // Entries of log-probabilities of prompts that one step may bring: 8 MB, within the messages of
+  // the control plane and what may wait for a reader.
+  static constexpr int64_t kStepLogprobs = int64_t{1} << 20;
+  static constexpr int64_t kStepScored = int64_t{1} << 15;  // positions
   // A step with prompt tokens that is predicted to take longer has no plan behind it: the front
   // end's turn is small beside it, and a cancel costs no more than the step that runs.
   static constexpr double kLongStepUs = 10e3;
@@ -123,7 +127,10 @@ class Scheduler {
   };
 
   Sequence* find_running(int64_t id);
-  int32_t chunk_of(const GenerateRequest& request) const;
+  // 0: by predicted time.
+  int32_t chunk_of(const Sequence& sequence) const;
+  // Tokens of a chunk whose log-probabilities fit one answer.
+  int64_t most_chunk(const Sequence& sequence) const;
   std::optional<parallel::Variant> variant_of(const Sequence& sequence) const;
   absl::Status set_lengths(Sequence& sequence) const;
 

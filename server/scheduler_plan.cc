@@ -155,8 +155,8 @@ int64_t Scheduler::reusable(const Sequence& sequence, const Session& session) co
 // By rank: what is reused, what will come, in whole pages.
 std::vector<int64_t> Scheduler::rows_wanted(const Sequence& sequence, int64_t reused,
                                             int32_t slot) const {
-  const int64_t more = rows_bound(reused, sequence.prompt, sequence.max_tokens - 1, state_.cp,
-                                  chunk_of(sequence.request));
+  const int64_t more =
+      rows_bound(reused, sequence.prompt, sequence.max_tokens - 1, state_.cp, chunk_of(sequence));
   std::vector<int64_t> rows = slot >= 0 ? rows_of(state_, slot, reused)
                                         : std::vector<int64_t>(static_cast<size_t>(state_.cp), 0);
   for (int64_t& r : rows) r = round_to_pages(r + more, limits_.page_tokens);
@@ -244,14 +244,18 @@ void Scheduler::add_prefills(Draft& draft) {
   if (!draft.loads.empty()) {
     left_us -= step_us(policy_, draft.loads, group_items(policy_, draft.loads, draft.forced));
   }
+  int64_t left_logprobs = kStepLogprobs;
   bool first_chunk = true;
   for (Sequence& sequence : running_) {
     if (!sequence.prefilling()) continue;
     const int64_t first = sequence.planned;
-    const ChunkLimits limits{left_us, chunk_of(sequence.request), first_chunk,
-                             variant_of(sequence)};
+    const ChunkLimits limits{left_us, chunk_of(sequence), first_chunk, variant_of(sequence),
+                             most_chunk(sequence)};
     const int64_t end = chunk_end(policy_, first, sequence.prompt, limits);
     if (end == first) return;  // later prompts do not overtake
+    std::vector<Wanted> wanted = prompt_wanted(sequence, first, end);
+    for (const Wanted& w : wanted) left_logprobs -= 1 + w.top;
+    if (left_logprobs < 0 && !first_chunk) return;
     first_chunk = false;
     left_us -= item_us(policy_, {end - first, first}, variant_of(sequence));
     Item item;
@@ -259,7 +263,7 @@ void Scheduler::add_prefills(Draft& draft) {
     item.placement = Placement::kPrompt;
     item.spans = {{.first = first, .count = static_cast<int32_t>(end - first), .stride = 1}};
     item.tokens.assign(sequence.tokens.begin() + first, sequence.tokens.begin() + end);
-    item.wanted = prompt_wanted(sequence, first, end);
+    item.wanted = std::move(wanted);
     add_item(draft, sequence, std::move(item));
   }
 }

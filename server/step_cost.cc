@@ -97,9 +97,10 @@ int64_t chunk_end(const PolicyInput& policy, int64_t first, int64_t end,
     const int64_t to = std::min(end, (first / limits.fixed + 1) * limits.fixed);
     return limits.must || affordable(to) ? to : first;
   }
+  const int64_t even = int64_t{2} * policy.cp;
+  if (end - first > limits.most) end = (first + std::max(limits.most, even)) / even * even;
   if (affordable(end)) return end;
 
-  const int64_t even = int64_t{2} * policy.cp;
   const int64_t least = ceil_div(kLeastChunk, even) * even;
   const auto boundary = [&](int64_t unit, int64_t k) {
     return std::min(end, (first / unit + k) * unit);

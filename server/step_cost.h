@@ -30,6 +30,7 @@ struct ChunkLimits {
   int32_t fixed = 0;     // > 0: this chunk size, whatever it costs
   bool must = false;  // the step's first chunk: take the smallest one though it exceeds the budget
   std::optional<parallel::Variant> forced;
+  int64_t most = int64_t{1} << 30;  // tokens, where the chunk is not fixed; at least 2 * cp
 };
 
 // End of the chunk that begins at `first` in a prompt that ends at `end`: `end` or an absolute

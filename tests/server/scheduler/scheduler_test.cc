@@ -65,6 +65,39 @@ TEST(Scheduler, NoPlanLeavesBehindALongPrefill) {
   EXPECT_EQ(driver.plans.size(), 3u);
 }
 
+// Log-probabilities of a long prompt come in portions that fit a message and a reader's outbox,
+// whatever the chunk that time would allow, and whatever was asked for.
+TEST(Scheduler, LogprobsOfALongPromptComeInPortions) {
+  SchedulerLimits limits = driver_limits();
+  limits.context = 100000;
+  limits.max_step_us = 1e12;
+  for (const int32_t top : {0, 128}) {
+    for (const int32_t chunk : {0, 60000}) {
+      Driver driver(limits, 2, 200000);
+      std::vector<int64_t> ids;
+      for (int i = 0; i < 2; ++i) {
+        GenerateRequest request = ask(some_ids(40000), 2);
+        request.all_prompt_logprobs = true;
+        request.top_logprobs = top;
+        if (chunk > 0) request.chunk_tokens = chunk;
+        const auto id = driver.scheduler.submit(request);
+        ASSERT_TRUE(id.ok()) << id.status();
+        ids.push_back(*id);
+      }
+      driver.finish();
+      for (const auto& planned : driver.plans) {
+        int64_t entries = 0;
+        for (const Item& item : planned.plan.items) {
+          EXPECT_LE(static_cast<int64_t>(item.wanted.size()), Scheduler::kStepScored + 1);
+          for (const parallel::Wanted& wanted : item.wanted) entries += 1 + wanted.top;
+        }
+        EXPECT_LE(entries, Scheduler::kStepLogprobs + 200);
+      }
+      for (const int64_t id : ids) EXPECT_EQ(driver.told[id].scored.size(), 39999u + 1u);
+    }
+  }
+}
+
 TEST(Scheduler, AStopFoundLateIsTakenBack) {
   const std::vector<int32_t> alone = answer_alone({some_ids(10), {}, {}, 0, 8}, kDriverVocab);
   Driver driver;
