@@ -336,6 +336,7 @@ void Rank::Impl::share_sampled(const StepPlan& plan, const StepResult& result) {
     next[index(r)] = next[index(r - 1)] + index(bytes[index(r - 1)] / 4);
   }
   std::vector<int32_t> by_row;
+  by_row.reserve(owners.size());
   for (const int32_t rank : owners) by_row.push_back(all[next[index(rank)]++]);
   sampled.emplace_back(plan.step, std::move(by_row));
   if (sampled.size() > kSampledSteps) sampled.pop_front();

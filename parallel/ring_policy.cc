@@ -191,6 +191,7 @@ Variant best(const PolicyInput& in, const std::array<Prediction, kVariants>& pre
              bool without_pass_kv = false) {
   if (in.cp == 1) return Variant::kPassKv;
   const Prediction* found = nullptr;
+  // NOLINTNEXTLINE(clang-analyzer-core.NullDereference): it loses track of std::array.
   for (const Prediction& p : predictions) {
     if (without_pass_kv && p.variant == Variant::kPassKv) continue;
     const auto better = [&](const Prediction& q) {
@@ -199,6 +200,7 @@ Variant best(const PolicyInput& in, const std::array<Prediction, kVariants>& pre
     };
     if (found == nullptr || better(*found)) found = &p;
   }
+  ANNULUS_CHECK(found != nullptr, "no variant of ", predictions.size());
   return found->variant;
 }
 

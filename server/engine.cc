@@ -305,6 +305,7 @@ Engine::Engine(const parallel::LlamaConfig& config, std::shared_ptr<const Tokeni
 
 Engine::~Engine() = default;
 
+// NOLINTNEXTLINE(performance-unnecessary-value-param): the sink is moved on, through try_emplace.
 absl::StatusOr<int64_t> Engine::submit(GenerateRequest request, EventSink sink) {
   if (impl_->tokenizer == nullptr && !request.stop.empty()) {
     return absl::InvalidArgumentError("stop strings need a tokenizer; this model has none");

@@ -172,9 +172,9 @@ bool Scheduler::fits(const std::vector<int64_t>& wanted, const Session* own,
   for (const auto& [name, session] : sessions_.all()) {
     if (&session == own || session.slot < 0) continue;
     if (session.idle() && droppable == Droppable::kIdle) continue;
-    const bool runs = std::any_of(running_.begin(), running_.end(), [&](const Sequence& sequence) {
-      return sequence.id == session.request;
-    });
+    const int64_t request = session.request;
+    const bool runs = std::any_of(running_.begin(), running_.end(),
+                                  [&](const Sequence& sequence) { return sequence.id == request; });
     if (runs) continue;  // counted with its sequence
     const std::vector<int64_t> rows = rows_of(state_, session.slot, session.kv);
     for (size_t r = 0; r < taken.size(); ++r) {

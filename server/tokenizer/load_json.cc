@@ -62,6 +62,8 @@ bool is_true(const Json& value) {
   return value.is_boolean() && value.get<bool>();
 }
 bool is_set(const Json& value) {  // neither null, false nor ""
+  // NOLINTNEXTLINE(readability-container-size-empty): other kinds may not be asked whether they are
+  // empty.
   return !value.is_null() && value != false && value != "";
 }
 
@@ -245,6 +247,7 @@ class Loader {
     for (size_t i = 0; i < added.size(); ++i) {
       const std::string where = concat("added_tokens[", i, "]");
       const Json& content = field(added[i], "content");
+      // NOLINTNEXTLINE(readability-container-size-empty): a string that is "" is not an empty Json.
       if (!content.is_string() || content == "")
         return malformed(concat(where, ".content: must be a text"));
       for (const char* name : {"single_word", "lstrip", "rstrip"})
