@@ -161,10 +161,22 @@ bool Cluster::healthy() {
 }
 
 std::vector<uint32_t> Cluster::answer(const std::string& text, uint32_t tokens) {
-  Stream stream(*stub_, ask(text, tokens));
-  const grpc::Status status = stream.status(120);
-  EXPECT_TRUE(status.ok()) << status.error_message();
-  return stream.ids();
+  return answer_of(*stub_, text, tokens);
+}
+
+std::vector<uint32_t> answer_of(v1::Inference::Stub& stub, const std::string& text,
+                                uint32_t tokens) {
+  std::vector<uint32_t> ids;
+  for (const float temperature : {0.0f, 1.0f}) {
+    v1::GenerateRequest request = ask(text, tokens);
+    request.mutable_sampling()->set_temperature(temperature);
+    request.mutable_sampling()->set_seed(11);
+    Stream stream(stub, request);
+    const grpc::Status status = stream.status(120);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    for (const uint32_t id : stream.ids()) ids.push_back(id);
+  }
+  return ids;
 }
 
 bool health_of(const std::string& address) {

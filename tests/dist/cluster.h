@@ -49,6 +49,10 @@ class Stream {
   std::thread reader_;
 };
 
+// Greedy, then sampled with a seed, each to its end: equal ids mean equal logits, nearly.
+std::vector<uint32_t> answer_of(v1::Inference::Stub& stub, const std::string& text,
+                                uint32_t tokens);
+
 struct ClusterOptions {
   std::string model;
   int cp = 2;
@@ -67,7 +71,6 @@ class Cluster {
   void start_worker(int rank);
   v1::GetClusterResponse wait_serving(double seconds = 60);  // in an epoch after the last one seen
   bool healthy();                                            // grpc.health.v1
-  // Greedy, alone, to its end.
   std::vector<uint32_t> answer(const std::string& text, uint32_t tokens);
 
   Process& front() { return *front_; }

@@ -62,18 +62,29 @@ struct Harm {
   }
 };
 
-Harm draw(std::mt19937_64& random, int first_victim) {
+// prefill_ms: what the long prompt takes.
+Harm draw(std::mt19937_64& random, int first_victim, int prefill_ms) {
   const auto below = [&](int n) { return static_cast<int>(random() % static_cast<uint64_t>(n)); };
   Harm harm;
   harm.victim = first_victim + below(kRanks - first_victim);
   harm.stop = below(2) == 1;
   harm.in_prefill = below(2) == 1;
-  harm.after_ms = below(harm.in_prefill ? 200 : 600);
+  harm.after_ms = below(harm.in_prefill ? prefill_ms : 600);
   return harm;
 }
 
-// Harms the process in the midst of two requests; both must end as promised.
-void strike(v1::Inference::Stub& stub, const std::string& address, const Harm& harm, pid_t pid) {
+int measure_prefill_ms(v1::Inference::Stub& stub) {
+  v1::GenerateRequest request = long_prompt();
+  request.set_max_tokens(1);
+  const Clock::time_point start = Clock::now();
+  Stream stream(stub, request);
+  EXPECT_TRUE(stream.status().ok());
+  return static_cast<int>(1e3 * seconds_since(start)) + 1;
+}
+
+// Harms the process in the midst of two requests; both must end as promised. Whether the long
+// prompt was still being computed.
+bool strike(v1::Inference::Stub& stub, const std::string& address, const Harm& harm, pid_t pid) {
   Stream decoding(stub, ask(kQuestion, 3000));
   decoding.wait_tokens(2);
   Stream filling(stub, long_prompt());
@@ -83,6 +94,7 @@ void strike(v1::Inference::Stub& stub, const std::string& address, const Harm& h
   const Clock::time_point struck = Clock::now();
   kill(pid, harm.stop ? SIGSTOP : SIGKILL);
   EXPECT_TRUE(eventually(kNoticed, [&] { return !health_of(address); }));
+  const bool in_prefill = filling.ids().empty();
   int cut = 0;
   for (Stream* stream : {&decoding, &filling}) {
     const grpc::Status status = stream->status(2 * kNoticed);
@@ -95,6 +107,7 @@ void strike(v1::Inference::Stub& stub, const std::string& address, const Harm& h
     EXPECT_LT(std::chrono::duration<double>(stream->ended() - struck).count(), kNoticed);
   }
   EXPECT_GE(cut, 1);
+  return in_prefill;
 }
 
 // What a process held when all was warm, and may hold at the end. An epoch of the tiny model holds
@@ -119,7 +132,7 @@ struct Watch {
 
 constexpr int kWarm = 2;  // rounds until buffers have their sizes
 
-TEST(FaultRounds, ExternalWorkers) {
+void run_external(const std::string& transports) {
   const bool alone = own_shared_memory();
   const int shared_at_first = shared_memory_objects();
   std::mt19937_64 random(seed());
@@ -128,23 +141,26 @@ TEST(FaultRounds, ExternalWorkers) {
     options.model = model_file();
     options.cp = kRanks;
     options.serve_flags = {"--precision", "fp32", "--debug-requests"};
+    options.worker_flags = {"--transports", transports};
     Cluster cluster(options);
     const std::vector<uint32_t> expected = cluster.answer(kQuestion, kAnswer);
-    ASSERT_EQ(expected.size(), kAnswer);
+    ASSERT_EQ(expected.size(), 2 * kAnswer);
+    const int prefill_ms = measure_prefill_ms(cluster.stub());
+    int in_prefill = 0;
     std::optional<Watch> front, survivor;
     int shared_when_warm = 0;
     const int n = rounds() + kWarm;
-    for (int round = 0; round < n && !HasFailure(); ++round) {
+    for (int round = 0; round < n && !::testing::Test::HasFailure(); ++round) {
       if (round == kWarm) {
         front.emplace(cluster.front().pid());
         survivor.emplace(cluster.worker(0)->pid());  // rank 0 lives through all rounds
         shared_when_warm = shared_memory_objects();
       }
-      const Harm harm = draw(random, 1);
+      const Harm harm = draw(random, 1, prefill_ms);
       SCOPED_TRACE(harm.describe(round));
       std::unique_ptr<Process>& slot = cluster.worker(harm.victim);
       const pid_t old = slot->pid();
-      strike(cluster.stub(), cluster.address(), harm, old);
+      in_prefill += strike(cluster.stub(), cluster.address(), harm, old);
       std::unique_ptr<Process> stopped;
       bool comes_back = false;
       if (!harm.stop) {
@@ -183,12 +199,13 @@ TEST(FaultRounds, ExternalWorkers) {
             << "the one that was refused disturbed the others";
       }
     }
-    if (HasFailure()) {
+    if (::testing::Test::HasFailure()) {
       std::cout << "front end:\n" << cluster.front().err() << "\n";
       for (int rank = 0; rank < kRanks; ++rank) {
         std::cout << "rank " << rank << ":\n" << cluster.worker(rank)->err() << "\n";
       }
     } else {
+      std::cout << in_prefill << " of " << n << " fell into a prefill of " << prefill_ms << " ms\n";
       front->expect_no_more("front end", n - kWarm);
       survivor->expect_no_more("rank 0", n - kWarm);
       if (alone) {
@@ -204,6 +221,14 @@ TEST(FaultRounds, ExternalWorkers) {
   }
 }
 
+TEST(FaultRounds, ExternalWorkers) {
+  run_external("shm,cma,self");
+}
+
+TEST(FaultRounds, ExternalWorkersOverTcp) {
+  run_external("tcp,self");
+}
+
 TEST(FaultRounds, LocalWorkersAreReplaced) {
   const bool alone = own_shared_memory();
   const int shared_at_first = shared_memory_objects();
@@ -215,24 +240,22 @@ TEST(FaultRounds, LocalWorkersAreReplaced) {
     ASSERT_TRUE(server.ok()) << server.status();
     const auto stub = stub_for(server->address());
     v1::GetClusterResponse cluster = wait_serving(*stub, 0);
-    const auto answer = [&] {
-      Stream stream(*stub, ask(kQuestion, kAnswer));
-      EXPECT_TRUE(stream.status(120).ok());
-      return stream.ids();
-    };
+    const auto answer = [&] { return answer_of(*stub, kQuestion, kAnswer); };
     const std::vector<uint32_t> expected = answer();
+    const int prefill_ms = measure_prefill_ms(*stub);
+    int in_prefill = 0;
     std::optional<Watch> front;
     int shared_when_warm = 0;
     const int n = rounds() + kWarm;
-    for (int round = 0; round < n && !HasFailure(); ++round) {
+    for (int round = 0; round < n && !::testing::Test::HasFailure(); ++round) {
       if (round == kWarm) {
         front.emplace(server->pid());
         shared_when_warm = shared_memory_objects();
       }
-      const Harm harm = draw(random, 0);
+      const Harm harm = draw(random, 0, prefill_ms);
       SCOPED_TRACE(harm.describe(round));
       const auto old = static_cast<pid_t>(cluster.ranks(harm.victim).pid());
-      strike(*stub, server->address(), harm, old);
+      in_prefill += strike(*stub, server->address(), harm, old);
       const v1::GetClusterResponse next = wait_serving(*stub, cluster.epoch(), 60);
       for (int rank = 0; rank < kRanks; ++rank) {
         EXPECT_EQ(next.ranks(rank).pid() != cluster.ranks(rank).pid(), rank == harm.victim);
@@ -242,9 +265,10 @@ TEST(FaultRounds, LocalWorkersAreReplaced) {
       EXPECT_EQ(answer(), expected);
       cluster = next;
     }
-    if (HasFailure()) {
+    if (::testing::Test::HasFailure()) {
       std::cout << server->log() << "\n";
     } else {
+      std::cout << in_prefill << " of " << n << " fell into a prefill of " << prefill_ms << " ms\n";
       front->expect_no_more("front end", n - kWarm);
       EXPECT_EQ(children_of(server->pid()).size(), size_t{kRanks});
       if (alone) {
