@@ -32,7 +32,7 @@ struct Options {
   double budget_minutes = 0;
   int cp = 4, tp = 1, threads = 0, chunk = 0, head_dim = 16, decode = 64, cancels = 0;
   std::string precision = "default", attention = "auto", cpu_isa = "auto";
-  bool against_cp1 = false;
+  bool against_cp1 = false, server_chunks = false;
 };
 
 v1::Attention attention_of(const std::string& name) {
@@ -71,6 +71,7 @@ RecallOptions run_options(const Options& o, const std::string& precision) {
   RecallOptions run;
   run.attention = attention_of(o.attention);
   run.bf16_cache = precision != "fp32";
+  run.in_chunks = !o.server_chunks;
   return run;
 }
 
@@ -248,6 +249,8 @@ int bench_recall(int argc, char** argv) {
   app.add_option("--threads", o.threads, "threads a rank (0: the server's choice)");
   app.add_option("--chunk", o.chunk, "prefill chunk in tokens (0: by length)")
       ->check(CLI::NonNegativeNumber);
+  app.add_flag("--server-chunks", o.server_chunks,
+               "the server cuts chunks by time; needles stand as for --chunk");
   app.add_option("--head-dim", o.head_dim, "of the one head a TP rank has: 16, 32, 64...");
   app.add_option("--decode", o.decode, "needles asked for while decoding")
       ->check(CLI::Range(0, 4096));

@@ -55,15 +55,23 @@ TEST(Long, NeedlesOnEveryEdgeComeBackInEveryVariant) {
     ASSERT_TRUE(cancelled.ok()) << cancelled.status();
     EXPECT_LE(cancelled->steps, 3) << cancelled->tokens_done;
   }
+  // Cut by the server, as it is by default: by time.
+  RecallOptions by_time;
+  by_time.in_chunks = false;
+  const auto report = bench::run_recall(client, *prompt, by_time);
+  ASSERT_TRUE(report.ok()) << report.status();
+  for (const std::string& fault : report->faults) ADD_FAILURE() << fault;
+  EXPECT_EQ(report->found, report->asked);
+
   for (const auto attention : {v1::ATTENTION_AUTO, v1::ATTENTION_PASS_KV, v1::ATTENTION_PASS_Q}) {
     RecallOptions options;
     options.attention = attention;
-    const auto report = bench::run_recall(client, *prompt, options);
-    expect_proven(report, *prompt);
-    if (!report.ok() || attention == v1::ATTENTION_AUTO) continue;
+    const auto in_chunks = bench::run_recall(client, *prompt, options);
+    expect_proven(in_chunks, *prompt);
+    if (!in_chunks.ok() || attention == v1::ATTENTION_AUTO) continue;
     const char* variant = attention == v1::ATTENTION_PASS_KV ? "pass-kv" : "pass-q";
-    EXPECT_EQ(report->prefill_steps.at(variant), 32);
-    EXPECT_EQ(report->prefill_steps.size(), 1u);
+    EXPECT_EQ(in_chunks->prefill_steps.at(variant), 32);
+    EXPECT_EQ(in_chunks->prefill_steps.size(), 1u);
   }
 }
 
