@@ -119,7 +119,7 @@ absl::StatusOr<RecallPrompt> prepare(const Options& o, int64_t tokens, const std
 // The longest prompt that the budget allows: seconds = a tokens + b tokens^2, from two short runs.
 absl::StatusOr<int64_t> fit_budget(const Options& o, const std::string& folder) {
   const Clock::time_point start = Clock::now();
-  constexpr int64_t kShort = 32768, kLong = 131072;
+  constexpr int64_t kShort = 16384, kLong = 65536;
   const auto prompt = prepare(o, kLong, folder);
   if (!prompt.ok()) return prompt.status();
   const auto server = serve(o, folder, o.cp, o.precision);
