@@ -183,15 +183,88 @@ ANNULUS_INLINE Vec score_keys(const typename Dot::Element* q, int32_t words,
   return reduce_each(acc);
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+
+ANNULUS_INLINE __m256 load_8(const float* p) {
+  return _mm256_loadu_ps(p);
+}
+ANNULUS_INLINE __m256 load_8(const bf16* p) {
+  return widen_words(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
+// Scores of R query rows q [R, d] against a tile of keys: 4 keys at a time, so that every load of K
+// (and its widening) serves all rows and 4 R sums hide the latency of an FMA.
+template <class E, int R>
+ANNULUS_INLINE void score_rows(const float* q, int32_t d, const std::byte* const* rows,
+                               float* scores) {
+  for (int key = 0; key < kTile; key += 4) {
+    const E* k[4];
+    for (int j = 0; j < 4; ++j) k[j] = reinterpret_cast<const E*>(rows[key + j]);
+    __m256 acc[R][4];
+    ANNULUS_UNROLL
+    for (int r = 0; r < R; ++r) {
+      ANNULUS_UNROLL
+      for (int j = 0; j < 4; ++j) acc[r][j] = _mm256_setzero_ps();
+    }
+    for (int32_t c = 0; c < d; c += 8) {
+      __m256 x[R];
+      ANNULUS_UNROLL
+      for (int r = 0; r < R; ++r) x[r] = _mm256_loadu_ps(q + int64_t{r} * d + c);
+      ANNULUS_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        const __m256 y = load_8(k[j] + c);
+        ANNULUS_UNROLL
+        for (int r = 0; r < R; ++r) acc[r][j] = _mm256_fmadd_ps(x[r], y, acc[r][j]);
+      }
+    }
+    ANNULUS_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const __m256 sums = _mm256_hadd_ps(_mm256_hadd_ps(acc[r][0], acc[r][1]),
+                                         _mm256_hadd_ps(acc[r][2], acc[r][3]));
+      _mm_storeu_ps(scores + r * kTile + key,
+                    _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
+    }
+  }
+}
+
+template <class Dot, class E>
+ANNULUS_INLINE void score_tile(const float* q, int32_t m, int32_t d, const std::byte* const* rows,
+                               float* scores) {
+  for (int32_t i = 0; i < m;) {
+    const int32_t left = m - i;
+    const float* from = q + int64_t{i} * d;
+    float* to = scores + i * kTile;
+    if (left >= 3) score_rows<E, 3>(from, d, rows, to);
+    if (left == 2) score_rows<E, 2>(from, d, rows, to);
+    if (left == 1) score_rows<E, 1>(from, d, rows, to);
+    i += left < 3 ? left : 3;
+  }
+}
+
+#else
+
+template <class Dot, class E>
+ANNULUS_INLINE void score_tile(const typename Dot::Element* q, int32_t m, int32_t d,
+                               const std::byte* const* rows, float* scores) {
+  for (int key = 0; key < kTile; key += 16)
+    for (int32_t i = 0; i < m; ++i)
+      store(scores + i * kTile + key,
+            score_keys<Dot, E>(q + int64_t{i} * d, d / Dot::kPerWord, rows + key));
+}
+
+#endif
+
 // R rows of o [R, d] take in a tile of V.
 template <class Dot, class E, int R>
 ANNULUS_INLINE void output_rows(float* o, int32_t d, const float* correction, const float* scores,
                                 const std::byte* const* rows) {
-  constexpr int kLast = kColumns > 1 ? 2 : 1;  // head_dim % 32 == 0
+  // Few rows take more columns at once where registers allow: more sums hide the latency.
+  constexpr int kWide = kColumns > 1 ? kColumns : R <= 3 ? 2 : 1;
+  constexpr int kLast = kWide > 1 ? 2 : 1;  // head_dim % 32 == 0
   constexpr int64_t kBytes = sizeof(E);
   int32_t c = 0;
-  for (; c + 16 * kColumns <= d; c += 16 * kColumns)
-    accumulate<Dot, R, kColumns>(o + c, d, correction, scores, RowsB<Dot, E>{rows, c * kBytes});
+  for (; c + 16 * kWide <= d; c += 16 * kWide)
+    accumulate<Dot, R, kWide>(o + c, d, correction, scores, RowsB<Dot, E>{rows, c * kBytes});
   for (; c < d; c += 16 * kLast)
     accumulate<Dot, R, kLast>(o + c, d, correction, scores, RowsB<Dot, E>{rows, c * kBytes});
 }
@@ -221,10 +294,7 @@ void attend_few(const AttendBlock& block, std::byte* scratch) {
       const int32_t at = head * m;
       const auto* q = reinterpret_cast<const typename Dot::Element*>(s.q) + int64_t{at} * d;
       resolve(tile, block.k_offset_bytes + head * head_bytes, rows);
-      for (int key = 0; key < kTile; key += 16)
-        for (int32_t i = 0; i < m; ++i)
-          store(s.scores + i * kTile + key,
-                score_keys<Dot, E>(q + int64_t{i} * d, d / Dot::kPerWord, rows + key));
+      score_tile<Dot, E>(q, m, d, rows, s.scores);
       for (int32_t i = 0; i < m; ++i)
         soften<Dot>(s.scores + i * kTile, masked, tile, block.scale, s.rows, at + i);
       resolve(tile, block.v_offset_bytes + head * head_bytes, rows);

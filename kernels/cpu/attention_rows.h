@@ -14,8 +14,10 @@ namespace annulus::kernels::ANNULUS_ISA {
 
 inline constexpr int kPanel = 6;
 inline constexpr float kMinusInfinity = -__builtin_inff();
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
 inline constexpr int32_t kBlockRows = 192;
+#elif defined(__AVX2__)
+inline constexpr int32_t kBlockRows = 384;  // packing K and V costs more here
 #else
 inline constexpr int32_t kBlockRows = 48;
 #endif

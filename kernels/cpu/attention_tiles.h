@@ -55,6 +55,30 @@ ANNULUS_INLINE void interleave(Pairs a, Pairs b, Pairs& low, Pairs& high) {
 }
 #endif
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// out[i * stride + j] = lane i of argument j.
+ANNULUS_INLINE void transpose_8(__m256 r0, __m256 r1, __m256 r2, __m256 r3, __m256 r4, __m256 r5,
+                                __m256 r6, __m256 r7, float* out, int64_t stride) {
+  const auto quad = [](__m256 x, __m256 y, __m256 z, __m256 w, __m256(&to)[4])
+      __attribute__((always_inline)) {  // to[i]: lanes i and 4 + i of x, y, z, w
+    const __m256 a = _mm256_unpacklo_ps(x, y), b = _mm256_unpackhi_ps(x, y);
+    const __m256 c = _mm256_unpacklo_ps(z, w), d = _mm256_unpackhi_ps(z, w);
+    to[0] = _mm256_shuffle_ps(a, c, 0x44);
+    to[1] = _mm256_shuffle_ps(a, c, 0xee);
+    to[2] = _mm256_shuffle_ps(b, d, 0x44);
+    to[3] = _mm256_shuffle_ps(b, d, 0xee);
+  };
+  __m256 low[4], high[4];
+  quad(r0, r1, r2, r3, low);
+  quad(r4, r5, r6, r7, high);
+  ANNULUS_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(out + i * stride, _mm256_permute2f128_ps(low[i], high[i], 0x20));
+    _mm256_storeu_ps(out + (4 + i) * stride, _mm256_permute2f128_ps(low[i], high[i], 0x31));
+  }
+}
+#endif
+
 // out[i * stride + j] = in[j] lane i.
 ANNULUS_INLINE void transpose(const Vec (&in)[16], float* out, int64_t stride) {
 #if defined(__AVX512F__)
@@ -83,6 +107,14 @@ ANNULUS_INLINE void transpose(const Vec (&in)[16], float* out, int64_t stride) {
     _mm512_storeu_ps(out + (8 + i) * stride, _mm512_shuffle_f32x4(x, y, 0xdd));
     _mm512_storeu_ps(out + (4 + i) * stride, _mm512_shuffle_f32x4(z, w, 0x88));
     _mm512_storeu_ps(out + (12 + i) * stride, _mm512_shuffle_f32x4(z, w, 0xdd));
+  }
+#elif defined(__AVX2__)
+  ANNULUS_UNROLL
+  for (int j = 0; j < 16; j += 8) {
+    transpose_8(in[j].a, in[j + 1].a, in[j + 2].a, in[j + 3].a, in[j + 4].a, in[j + 5].a,
+                in[j + 6].a, in[j + 7].a, out + j, stride);
+    transpose_8(in[j].b, in[j + 1].b, in[j + 2].b, in[j + 3].b, in[j + 4].b, in[j + 5].b,
+                in[j + 6].b, in[j + 7].b, out + 8 * stride + j, stride);
   }
 #else
   alignas(64) float rows[16][16];
@@ -121,6 +153,9 @@ ANNULUS_INLINE Vec reduce_each(const Vec (&in)[16]) {
 ANNULUS_INLINE bool any_above(Vec x, float bound) {
 #if defined(__AVX512F__)
   return _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(bound), _CMP_GT_OQ) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(
+             _mm256_cmp_ps(_mm256_max_ps(x.a, x.b), _mm256_set1_ps(bound), _CMP_GT_OQ)) != 0;
 #else
   return reduce_max(x) > bound;
 #endif

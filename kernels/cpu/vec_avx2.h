@@ -81,9 +81,8 @@ ANNULUS_INLINE __m256 widen_words(__m128i x) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
 }
 ANNULUS_INLINE Vec load(const bf16* p) {
-  __m256i words = load_ints(p);
-  return {widen_words(_mm256_castsi256_si128(words)),
-          widen_words(_mm256_extracti128_si256(words, 1))};
+  const auto* words = reinterpret_cast<const __m128i*>(p);  // widened as they are loaded
+  return {widen_words(_mm_loadu_si128(words)), widen_words(_mm_loadu_si128(words + 1))};
 }
 ANNULUS_INLINE Vec load_n(const bf16* p, int n) {
   alignas(32) bf16 words[16] = {};
