@@ -221,10 +221,15 @@ ANNULUS_INLINE void multiply(const MatmulTile& tile, const Place& at) {
     multiply_f32<Reader, kRows, kVecs>(tile, at);
 }
 
-// All panels of the call, as many outputs at once as the rows allow.
+// All panels of the call, as many outputs at once as the rows allow. Decoding nibbles needs the
+// registers that twice the outputs of a row would take, where there are 16 of them.
 template <class Reader, bool kDot, int kRows>
 void tile_panels(const MatmulTile& tile) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  constexpr int kVecs = kRows == 1 && Reader::kStep == 8 ? 2 : tile_vecs(kRows);
+#else
   constexpr int kVecs = tile_vecs(kRows);
+#endif
   Place at{reinterpret_cast<const char*>(tile.w), 0, tile.out, tile.n};
   int64_t halves_left = 2 * tile.panels;
   if constexpr (kVecs > 2)
