@@ -49,7 +49,135 @@ constexpr int64_t kMaxElements = int64_t{1} << 48;
 size_t scalar_bytes(GgufType type) {
   switch (type) {
     case GgufType::kU8:
-    // NOLINTNEXTLINE(bugprone-signed-char-misuse): a number, not a character.
+    case GgufType::kI8:
+    case GgufType::kBool: return 1;
+    case GgufType::kU16:
+    case GgufType::kI16: return 2;
+    case GgufType::kU32:
+    case GgufType::kI32:
+    case GgufType::kF32: return 4;
+    case GgufType::kU64:
+    case GgufType::kI64:
+    case GgufType::kF64: return 8;
+    default: return 0;
+  }
+}
+
+template <class T>
+T load(const std::byte* from) {
+  T value;
+  std::memcpy(&value, from, sizeof(T));
+  return value;
+}
+
+struct Cursor {
+  std::span<const std::byte> bytes;
+  size_t at = 0;
+
+  uint64_t left() const { return bytes.size() - at; }
+  bool skip(uint64_t count) {
+    if (count > left()) return false;
+    at += static_cast<size_t>(count);
+    return true;
+  }
+  template <class T>
+  bool read(T& value) {
+    if (sizeof(T) > left()) return false;
+    value = load<T>(bytes.data() + at);
+    at += sizeof(T);
+    return true;
+  }
+  bool read(std::string_view& text) {
+    uint64_t length = 0;
+    if (!read(length) || length > left()) return false;
+    text = {reinterpret_cast<const char*>(bytes.data() + at), static_cast<size_t>(length)};
+    return skip(length);
+  }
+};
+
+bool known_type(uint32_t type) {
+  return type <= static_cast<uint32_t>(GgufType::kF64);
+}
+
+bool valid_bools(std::span<const std::byte> bytes) {
+  return std::all_of(bytes.begin(), bytes.end(), [](std::byte b) { return b <= std::byte{1}; });
+}
+
+// Moves the cursor over `count` encoded values of a type; nullptr, or what is wrong.
+const char* skip_values(Cursor& in, GgufType type, uint64_t count, int depth) {
+  constexpr const char* kTruncated = "reaches past the end of the file";
+  if (const size_t each = scalar_bytes(type); each != 0) {
+    if (count > in.left() / each) return kTruncated;
+    const auto values = in.bytes.subspan(in.at, static_cast<size_t>(count) * each);
+    in.skip(values.size());
+    return type == GgufType::kBool && !valid_bools(values) ? "holds a boolean that is not 0 or 1"
+                                                           : nullptr;
+  }
+  if (type == GgufType::kString) {
+    if (count > in.left() / 8) return kTruncated;
+    for (std::string_view text; count > 0; --count)
+      if (!in.read(text)) return kTruncated;
+    return nullptr;
+  }
+  if (depth == 0) return "nests arrays too deeply";
+  if (count > in.left() / 12) return kTruncated;
+  for (; count > 0; --count) {
+    uint32_t element = 0;
+    uint64_t elements = 0;
+    if (!in.read(element) || !in.read(elements)) return kTruncated;
+    if (!known_type(element)) return "has elements of an unknown type";
+    const char* problem = skip_values(in, static_cast<GgufType>(element), elements, depth - 1);
+    if (problem != nullptr) return problem;
+  }
+  return nullptr;
+}
+
+const char* read_value(Cursor& in, GgufValue& value) {
+  uint32_t type = 0;
+  if (!in.read(type)) return "reaches past the end of the file";
+  if (!known_type(type)) return "has an unknown type";
+  value.type = static_cast<GgufType>(type);
+  GgufType skipped = value.type;
+  if (value.type == GgufType::kArray) {
+    uint32_t element = 0;
+    if (!in.read(element) || !in.read(value.count)) return "reaches past the end of the file";
+    if (!known_type(element)) return "has elements of an unknown type";
+    skipped = value.element = static_cast<GgufType>(element);
+  }
+  const size_t begin = in.at;
+  const char* problem = skip_values(in, skipped, value.count, kMaxArrayDepth);
+  if (problem == nullptr) value.payload = in.bytes.subspan(begin, in.at - begin);
+  return problem;
+}
+
+// Reads one directory entry; `bytes` is the size of the data that `offset` points at.
+const char* read_tensor(Cursor& in, GgufTensor& tensor, uint64_t& offset, uint64_t& bytes) {
+  constexpr const char* kTruncated = "has a directory entry that reaches past the end of the file";
+  uint32_t dims = 0;
+  if (!in.read(dims)) return kTruncated;
+  if (dims == 0 || dims > kMaxDims) return "does not have 1 to 4 dimensions";
+  int64_t elements = 1;
+  for (uint32_t d = 0; d < dims; ++d) {
+    uint64_t size = 0;
+    if (!in.read(size)) return kTruncated;
+    if (size == 0 || size > static_cast<uint64_t>(kMaxElements / elements))
+      return "has an impossible shape";
+    elements *= static_cast<int64_t>(size);
+    tensor.shape.push_back(static_cast<int64_t>(size));
+  }
+  if (!in.read(tensor.type) || !in.read(offset)) return kTruncated;
+  const TensorType* type = tensor_type(tensor.type);
+  if (type == nullptr) return "has a type that is unknown here (is the file newer than Annulus?)";
+  if (tensor.shape[0] % type->block_weights != 0) return "has rows that are not whole blocks";
+  bytes = static_cast<uint64_t>(elements / type->block_weights) *
+          static_cast<uint64_t>(type->block_bytes);
+  std::reverse(tensor.shape.begin(), tensor.shape.end());  // the file lists the innermost first
+  return nullptr;
+}
+
+bool as_integer(GgufType type, const std::byte* from, int64_t& value) {
+  switch (type) {
+    case GgufType::kU8: value = load<uint8_t>(from); return true;
     case GgufType::kI8: value = load<int8_t>(from); return true;
     case GgufType::kU16: value = load<uint16_t>(from); return true;
     case GgufType::kI16: value = load<int16_t>(from); return true;
