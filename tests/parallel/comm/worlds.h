@@ -48,7 +48,7 @@ inline void on_ranks(Backend backend, Topology topology, const RankFn& fn) {
     ThreadWorld world(topology);
     annulus::testing::run_ranks(n, [&](int32_t rank) {
       CpuQueue queue(1);
-      limit_waits(world.groups(rank), std::chrono::seconds(30));
+      limit_waits(world.groups(rank), std::chrono::seconds(90));
       fn(rank, world.groups(rank), queue);
     });
     return;
@@ -70,7 +70,7 @@ inline void on_ranks(Backend backend, Topology topology, const RankFn& fn) {
     all_connected.arrive_and_wait();
     if (!status.ok()) throw std::runtime_error(status.ToString());
     CpuQueue queue(1);
-    limit_waits(worlds[me]->groups(), std::chrono::seconds(30));
+    limit_waits(worlds[me]->groups(), std::chrono::seconds(90));
     try {
       fn(rank, worlds[me]->groups(), queue);
     } catch (...) {
