@@ -298,9 +298,11 @@ void MessageCommunicator<Wire>::wait(Queue& queue, std::span<Part> parts, const 
   constexpr auto kSpin = std::chrono::microseconds(20);
   constexpr int kRoundsPerClock = 8, kFruitless = 32;
   constexpr auto kShortest = std::chrono::milliseconds(1), kLongest = std::chrono::milliseconds(5);
+  constexpr auto kPause = std::chrono::milliseconds(500);  // more between two looks: not running
   if (settled(parts, op)) return;
   const kernels::InPhase phase(queue, kernels::Phase::kWait);
   const Clock::time_point start = Clock::now();
+  Clock::time_point looked = start;
   Clock::time_point spin_until = start + kSpin;
   auto sleep = kShortest;
   int fruitless = 0;  // wake-ups in a row after which nothing moved
@@ -323,6 +325,9 @@ void MessageCommunicator<Wire>::wait(Queue& queue, std::span<Part> parts, const 
       if (std::string why = wire_.lost(members_[index(part.peer)]); !why.empty())
         fail(op, &part, why);
     }
+    // A pause of this process (a suspended job) is not its peers' delay.
+    if (now - looked > kPause && deadline_ != Clock::time_point::max()) deadline_ += now - looked;
+    looked = now;
     if (now >= deadline_) {
       const double waited = std::chrono::duration<double>(now - start).count();
       const double given = std::chrono::duration<double>(deadline_ - deadline_set_).count();

@@ -36,6 +36,10 @@ Stream::Stream(v1::Inference::Stub& stub, v1::GenerateRequest request) {
     while (call->Read(&event)) {
       const std::lock_guard lock(mutex_);
       if (event.has_accepted()) accepted_ = true;
+      if (event.has_progress()) {
+        prefilled_ = static_cast<double>(event.progress().done()) /
+                     static_cast<double>(event.progress().total());
+      }
       if (event.has_token()) ids_.push_back(event.token().id());
       changed_.notify_all();
     }
@@ -64,6 +68,10 @@ void Stream::wait(double seconds, const std::function<bool()>& condition) {
 
 void Stream::wait_accepted() {
   wait(60, [this] { return accepted_; });
+}
+
+void Stream::wait_prefill(double share) {
+  wait(60, [this, share] { return prefilled_ >= share; });
 }
 
 void Stream::wait_tokens(size_t n) {

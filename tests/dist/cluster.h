@@ -30,6 +30,7 @@ class Stream {
   ~Stream();  // cancels
 
   void wait_accepted();
+  void wait_prefill(double share);  // of the prompt
   void wait_tokens(size_t n);
   // Waits for its end.
   grpc::Status status(double seconds = 60);
@@ -43,6 +44,7 @@ class Stream {
   std::mutex mutex_;
   std::condition_variable changed_;
   bool accepted_ = false, over_ = false;
+  double prefilled_ = 0;
   std::vector<uint32_t> ids_;
   grpc::Status status_;
   Clock::time_point ended_;

@@ -3,6 +3,10 @@
 // back, and one that loses packets.
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <iostream>
+#include <thread>
+
 #include "absl/strings/str_cat.h"
 #include "bench/network_lab.h"
 #include "tests/dist/cluster.h"
@@ -78,25 +82,31 @@ TEST_F(Network, ACutLinkEndsTheEpochAndTheNextServesExactly) {
 TEST_F(Network, ALinkThatLosesPacketsDelaysOrEndsTheEpochAndNothingElse) {
   const pid_t pids[] = {cluster_->worker(0)->pid(), cluster_->worker(1)->pid()};
   const std::vector<uint32_t> greedy(expected_.begin(), expected_.begin() + kAnswer);
-  ASSERT_TRUE(lab_->lose(1, 25).ok());
-  const Clock::time_point start = Clock::now();
   int served = 0, lost = 0, refused = 0;
-  while (seconds_since(start) < 10) {
-    Stream stream(cluster_->stub(), ask(kQuestion, kAnswer));
-    const grpc::Status status = stream.status(90);
-    if (status.ok()) {
-      ++served;
-      EXPECT_EQ(stream.ids(), greedy);
-      continue;
+  const auto ask_on = [&](const std::atomic<bool>& over) {
+    while (!over) {
+      Stream stream(cluster_->stub(), ask(kQuestion, kAnswer));
+      const grpc::Status status = stream.status(90);
+      const std::vector<uint32_t> got = stream.ids();
+      EXPECT_TRUE(std::equal(got.begin(), got.end(), greedy.begin())) << "wrong tokens";
+      if (status.ok()) {
+        ++served;
+        EXPECT_EQ(got, greedy);
+        continue;
+      }
+      EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE) << status.error_message();
+      EXPECT_NE(status.error_message().find("rank"), std::string::npos) << status.error_message();
+      ++(status.error_message().find("not ready") == std::string::npos ? lost : refused);
+      std::this_thread::sleep_for(std::chrono::milliseconds(200));
     }
-    ASSERT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE) << status.error_message();
-    EXPECT_NE(status.error_message().find("rank"), std::string::npos) << status.error_message();
-    const std::vector<uint32_t> got = stream.ids();
-    EXPECT_TRUE(std::equal(got.begin(), got.end(), greedy.begin())) << "wrong tokens";
-    ++(status.error_message().find("not ready") == std::string::npos ? lost : refused);
-    std::this_thread::sleep_for(std::chrono::milliseconds(200));
-  }
-  ASSERT_TRUE(lab_->lose(1, 0).ok());
+  };
+  std::atomic<bool> over = false;
+  std::thread client([&] { ask_on(over); });
+  EXPECT_TRUE(lab_->lose(1, 25).ok());
+  std::this_thread::sleep_for(std::chrono::seconds(10));
+  EXPECT_TRUE(lab_->lose(1, 0).ok());
+  over = true;
+  client.join();
   std::cout << "25 % of the packets lost for 10 s: " << served << " answers served, " << lost
             << " cut, " << refused << " refused meanwhile" << std::endl;
   EXPECT_TRUE(eventually(90, [&] { return cluster_->healthy(); }));

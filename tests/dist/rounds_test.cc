@@ -54,32 +54,25 @@ v1::GenerateRequest long_prompt() {
 struct Harm {
   int victim = 0;
   bool stop = false, in_prefill = false;
+  double share = 0;  // of the prompt that is computed
   int after_ms = 0;
 
   std::string describe(int round) const {
     return absl::StrCat("round ", round, ": ", stop ? "SIGSTOP" : "SIGKILL", " of rank ", victim,
-                        " ", after_ms, " ms into ", in_prefill ? "prefill" : "decode");
+                        " ", after_ms, " ms into ",
+                        in_prefill ? absl::StrCat("prefill from ", share) : "decode");
   }
 };
 
-// prefill_ms: what the long prompt takes.
-Harm draw(std::mt19937_64& random, int first_victim, int prefill_ms) {
+Harm draw(std::mt19937_64& random, int first_victim) {
   const auto below = [&](int n) { return static_cast<int>(random() % static_cast<uint64_t>(n)); };
   Harm harm;
   harm.victim = first_victim + below(kRanks - first_victim);
   harm.stop = below(2) == 1;
   harm.in_prefill = below(2) == 1;
-  harm.after_ms = below(harm.in_prefill ? prefill_ms : 600);
+  harm.share = below(90) / 100.0;
+  harm.after_ms = below(harm.in_prefill ? 10 : 600);
   return harm;
-}
-
-int measure_prefill_ms(v1::Inference::Stub& stub) {
-  v1::GenerateRequest request = long_prompt();
-  request.set_max_tokens(1);
-  const Clock::time_point start = Clock::now();
-  Stream stream(stub, request);
-  EXPECT_TRUE(stream.status().ok());
-  return static_cast<int>(1e3 * seconds_since(start)) + 1;
 }
 
 // Harms the process in the midst of two requests; both must end as promised. Whether the long
@@ -88,13 +81,15 @@ bool strike(v1::Inference::Stub& stub, const std::string& address, const Harm& h
   Stream decoding(stub, ask(kQuestion, 3000));
   decoding.wait_tokens(2);
   Stream filling(stub, long_prompt());
-  filling.wait_accepted();
-  if (!harm.in_prefill) filling.wait_tokens(1);
+  if (harm.in_prefill) {
+    filling.wait_prefill(harm.share);
+  } else {
+    filling.wait_tokens(1);
+  }
   std::this_thread::sleep_for(std::chrono::milliseconds(harm.after_ms));
   const Clock::time_point struck = Clock::now();
   kill(pid, harm.stop ? SIGSTOP : SIGKILL);
   EXPECT_TRUE(eventually(kNoticed, [&] { return !health_of(address); }));
-  const bool in_prefill = filling.ids().empty();
   int cut = 0;
   for (Stream* stream : {&decoding, &filling}) {
     const grpc::Status status = stream->status(2 * kNoticed);
@@ -107,7 +102,7 @@ bool strike(v1::Inference::Stub& stub, const std::string& address, const Harm& h
     EXPECT_LT(std::chrono::duration<double>(stream->ended() - struck).count(), kNoticed);
   }
   EXPECT_GE(cut, 1);
-  return in_prefill;
+  return filling.ids().empty();
 }
 
 // What a process held when all was warm, and may hold at the end. An epoch of the tiny model holds
@@ -145,7 +140,6 @@ void run_external(const std::string& transports) {
     Cluster cluster(options);
     const std::vector<uint32_t> expected = cluster.answer(kQuestion, kAnswer);
     ASSERT_EQ(expected.size(), 2 * kAnswer);
-    const int prefill_ms = measure_prefill_ms(cluster.stub());
     int in_prefill = 0;
     std::optional<Watch> front, survivor;
     int shared_when_warm = 0;
@@ -156,7 +150,7 @@ void run_external(const std::string& transports) {
         survivor.emplace(cluster.worker(0)->pid());  // rank 0 lives through all rounds
         shared_when_warm = shared_memory_objects();
       }
-      const Harm harm = draw(random, 1, prefill_ms);
+      const Harm harm = draw(random, 1);
       SCOPED_TRACE(harm.describe(round));
       std::unique_ptr<Process>& slot = cluster.worker(harm.victim);
       const pid_t old = slot->pid();
@@ -205,7 +199,7 @@ void run_external(const std::string& transports) {
         std::cout << "rank " << rank << ":\n" << cluster.worker(rank)->err() << "\n";
       }
     } else {
-      std::cout << in_prefill << " of " << n << " fell into a prefill of " << prefill_ms << " ms\n";
+      std::cout << in_prefill << " of " << n << " fell into a prefill" << std::endl;
       front->expect_no_more("front end", n - kWarm);
       survivor->expect_no_more("rank 0", n - kWarm);
       if (alone) {
@@ -242,7 +236,6 @@ TEST(FaultRounds, LocalWorkersAreReplaced) {
     v1::GetClusterResponse cluster = wait_serving(*stub, 0);
     const auto answer = [&] { return answer_of(*stub, kQuestion, kAnswer); };
     const std::vector<uint32_t> expected = answer();
-    const int prefill_ms = measure_prefill_ms(*stub);
     int in_prefill = 0;
     std::optional<Watch> front;
     int shared_when_warm = 0;
@@ -252,7 +245,7 @@ TEST(FaultRounds, LocalWorkersAreReplaced) {
         front.emplace(server->pid());
         shared_when_warm = shared_memory_objects();
       }
-      const Harm harm = draw(random, 0, prefill_ms);
+      const Harm harm = draw(random, 0);
       SCOPED_TRACE(harm.describe(round));
       const auto old = static_cast<pid_t>(cluster.ranks(harm.victim).pid());
       in_prefill += strike(*stub, server->address(), harm, old);
@@ -268,7 +261,7 @@ TEST(FaultRounds, LocalWorkersAreReplaced) {
     if (::testing::Test::HasFailure()) {
       std::cout << server->log() << "\n";
     } else {
-      std::cout << in_prefill << " of " << n << " fell into a prefill of " << prefill_ms << " ms\n";
+      std::cout << in_prefill << " of " << n << " fell into a prefill" << std::endl;
       front->expect_no_more("front end", n - kWarm);
       EXPECT_EQ(children_of(server->pid()).size(), size_t{kRanks});
       if (alone) {

@@ -212,6 +212,32 @@ TEST_P(LostPeer, ThatNeverAnsweredIsLetGoOf) {
   }
 }
 
+// Their time-outs are one, not a sum: seven of 200 ms would be 1.4 s.
+TEST_P(LostPeer, ManyAreLetGoOfTogether) {
+  constexpr int kWorld = 8;
+  Blackboard board(kWorld);
+  std::vector<pid_t> peers;
+  for (int32_t rank = 1; rank < kWorld; ++rank) {
+    peers.push_back(fork_child([&] {
+      const auto world = join(GetParam(), {.tp = 1, .cp = kWorld}, rank, 1, board);
+      return raise(SIGSTOP);
+    }));
+  }
+  auto world = join(GetParam(), {.tp = 1, .cp = kWorld}, 0, 1, board);
+  CpuQueue queue(1);
+  std::vector<float> data(100000);
+  Ring& ring = *world->groups().cp;
+  ring.set_deadline(steady_clock::now() + milliseconds(50));
+  EXPECT_THROW(ring.all_reduce(queue, data, {.what = "sum"}), kernels::DeviceError);
+  const auto start = steady_clock::now();
+  world.reset();
+  EXPECT_LT(steady_clock::now() - start, milliseconds(1000));
+  for (const pid_t peer : peers) {
+    kill(peer, SIGKILL);
+    wait_child(peer);
+  }
+}
+
 // A rank whose peer computes for long must not burn its core, before first contact (round 0) nor
 // after.
 TEST_P(LostPeer, WaitingCostsNoProcessorTime) {
