@@ -10,8 +10,9 @@
 //   std::string lost(world_rank)  why that peer is known to be gone; empty while it is not
 //   int64_t epoch(), AbortFlag& abort_flag()
 //   Use                         a guard held through every call of a communicator
-// Work happens at the call. A wait spins for 20 us, then blocks, and looks up every 1 to 5 ms: an
-// idle rank burns no core.
+// Work happens at the call. A wait spins for 20 us, goes on for 1 ms at most while its core is not
+// wanted by others (a wake-up costs more than most waits inside a step), then blocks and looks up
+// every 1 to 5 ms: an idle rank burns no core.
 // After any error the wire is poisoned: every later call on any group throws the first reason.
 // Buffers of operations in flight at an error must outlive the wire.
 #pragma once
@@ -145,6 +146,7 @@ class MessageCommunicator final : public Communicator<kernels::CpuQueue> {
   Clock::time_point deadline_set_ = Clock::now();
   int64_t bytes_sent_ = 0;
   double waited_us_ = 0;
+  int shared_waits_ = 0;
 };
 
 // Below this an all_reduce is one message to everybody (one latency); above, each rank sums a slice
@@ -295,7 +297,9 @@ bool MessageCommunicator<Wire>::settled(std::span<Part> parts, const OpId& op) {
 
 template <class Wire>
 void MessageCommunicator<Wire>::wait(Queue& queue, std::span<Part> parts, const OpId& op) {
-  constexpr auto kSpin = std::chrono::microseconds(20);
+  constexpr auto kSpin = std::chrono::microseconds(20), kGone = std::chrono::microseconds(50);
+  constexpr auto kPatience = std::chrono::milliseconds(1);
+  constexpr int kRemember = 128;  // waits for which a core counts as shared
   constexpr int kRoundsPerClock = 8, kFruitless = 32;
   constexpr auto kShortest = std::chrono::milliseconds(1), kLongest = std::chrono::milliseconds(5);
   constexpr auto kPause = std::chrono::milliseconds(500);  // more between two looks: not running
@@ -304,6 +308,8 @@ void MessageCommunicator<Wire>::wait(Queue& queue, std::span<Part> parts, const 
   const Clock::time_point start = Clock::now();
   Clock::time_point looked = start;
   Clock::time_point spin_until = start + kSpin;
+  const Clock::time_point patient_until = start + kPatience;
+  if (shared_waits_ > 0) --shared_waits_;
   auto sleep = kShortest;
   int fruitless = 0;  // wake-ups in a row after which nothing moved
   for (;;) {
@@ -336,6 +342,12 @@ void MessageCommunicator<Wire>::wait(Queue& queue, std::span<Part> parts, const 
     }
     if (moved) fruitless = 0;
     if (now >= spin_until) {
+      if (now < patient_until && shared_waits_ == 0) {
+        std::this_thread::yield();
+        // Others had the core: they may be the peers that this wait is for.
+        if (Clock::now() - now > kGone) shared_waits_ = kRemember;
+        continue;
+      }
       // A TCP connection that waits for its peer's first answer keeps the event raised.
       if (fruitless > kFruitless) std::this_thread::sleep_for(kShortest);
       if (wire_.block(sleep)) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cpu/thread_pool.h"
 
+#include <sched.h>
+
 #include <chrono>
 #include <utility>
 
@@ -9,7 +11,12 @@
 namespace annulus::kernels {
 namespace {
 
-constexpr auto kSpin = std::chrono::microseconds(20);
+using Clock = std::chrono::steady_clock;
+
+constexpr auto kSpin = std::chrono::microseconds(20), kBetweenYields = std::chrono::microseconds(2);
+constexpr auto kGone = std::chrono::microseconds(50);
+constexpr auto kPatience = std::chrono::milliseconds(1);
+constexpr int kRemember = 128;  // waits for which a core counts as shared
 constexpr uint32_t kOpen = 1, kOne = 2;
 
 void relax() {
@@ -18,17 +25,55 @@ void relax() {
 #endif
 }
 
+// Where the process was given one core a thread, a worker stays on its own: a scheduler that wakes
+// it beside the owner would not move it away for milliseconds.
+void take_own_core(int thread, int threads) {
+  cpu_set_t all, own;
+  if (sched_getaffinity(0, sizeof all, &all) != 0 || CPU_COUNT(&all) != threads) return;
+  CPU_ZERO(&own);
+  for (size_t core = 0; core < CPU_SETSIZE; ++core) {
+    if (!CPU_ISSET(core, &all) || thread-- > 0) continue;
+    CPU_SET(core, &own);
+    break;
+  }
+  sched_setaffinity(0, sizeof own, &own);
+}
+
 // Spins until done() or the time is over; reads the clock every few turns only.
 template <class Done>
-bool spin_until(const Done& done) {
-  auto end = std::chrono::steady_clock::now() + kSpin;
+bool spin_until(const Done& done, Clock::duration limit) {
+  const auto end = Clock::now() + limit;
   do {
     for (int i = 0; i < 16; ++i) {
       if (done()) return true;
       relax();
     }
-  } while (std::chrono::steady_clock::now() < end);
+  } while (Clock::now() < end);
   return done();
+}
+
+// Spins, then goes on while nobody else wants the core: the next piece of a step comes sooner than
+// a sleeper wakes. False: it is time to block. between() runs every few microseconds. shared counts
+// down the waits that do without, after one that lost its core to others.
+template <class Done, class Between>
+bool wait_patiently(const Done& done, const Between& between, int& shared) {
+  if (spin_until(done, kSpin)) return true;
+  if (shared > 0) {
+    --shared;
+    return false;
+  }
+  const auto end = Clock::now() + kPatience;
+  for (auto now = Clock::now(); now < end; now = Clock::now()) {
+    between();
+    const auto before = Clock::now();
+    std::this_thread::yield();
+    if (Clock::now() - before > kGone) {
+      shared = kRemember;
+      return done();
+    }
+    if (spin_until(done, kBetweenYields)) return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -36,7 +81,12 @@ bool spin_until(const Done& done) {
 ThreadPool::ThreadPool(int threads) {
   ANNULUS_CHECK(threads >= 1, threads);
   workers_.reserve(static_cast<size_t>(threads) - 1);
-  for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
+  for (int t = 1; t < threads; ++t) {
+    workers_.emplace_back([this, t, threads] {
+      take_own_core(t, threads);
+      work(t);
+    });
+  }
 }
 
 ThreadPool::~ThreadPool() {
@@ -122,7 +172,8 @@ void ThreadPool::wait_for_workers(const std::function<void()>& poll) {
       if (!error_) error_ = std::current_exception();
     }
   };
-  while (!spin_until(empty)) {
+  if (wait_patiently(empty, guarded_poll, owner_shared_)) return;
+  while (!spin_until(empty, kSpin)) {
     guarded_poll();
     std::unique_lock lock(mutex_);
     owner_sleeps_.store(true);
@@ -133,9 +184,11 @@ void ThreadPool::wait_for_workers(const std::function<void()>& poll) {
 
 void ThreadPool::work(int thread) {
   uint32_t seen = 0;
+  int shared = 0;
   auto called = [&] { return generation_.load() != seen || stop_.load(); };
   for (;;) {
-    if (!spin_until(called)) {
+    if (!wait_patiently(
+            called, [] {}, shared)) {
       std::unique_lock lock(mutex_);
       sleepers_.fetch_add(1);
       wake_.wait(lock, called);

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The threads behind CpuQueue::parallel_for: one owner (the caller) and threads - 1 workers that
-// take indices from a shared counter. A worker without work spins for about 20 us, then sleeps:
-// ranks share cores, and an idle rank burns none. A worker that wakes too late for a job does not
-// hold it up. Not reentrant: body must not call run() of the same pool.
+// take indices from a shared counter. A worker without work spins for about 20 us, goes on for 1 ms
+// at most while nobody else wants its core, then sleeps: ranks share cores, and an idle rank burns
+// none. Where the process has exactly one core a thread, each worker stays on its own. A worker
+// that wakes too late for a job does not hold it up. Not reentrant: body must not call run() of the
+// same pool.
 #pragma once
 
 #include <atomic>
@@ -40,6 +42,7 @@ class ThreadPool {
 
   std::vector<std::thread> workers_;
   bool running_ = false;
+  int owner_shared_ = 0;  // waits of the owner that do not linger: see wait_patiently
 
   // One job at a time. Written by the owner while nobody is inside.
   const Body* body_ = nullptr;
