@@ -171,7 +171,7 @@ TEST(SlowWorker, StarvedIsNotLost) {
   CPU_SET(core, &one);
   for (const pid_t thread : threads_of(pid)) {
     ASSERT_EQ(sched_setaffinity(thread, sizeof one, &one), 0);
-    ASSERT_EQ(setpriority(PRIO_PROCESS, static_cast<id_t>(thread), 19), 0);
+    ASSERT_EQ(setpriority(PRIO_PROCESS, static_cast<id_t>(thread), 10), 0);
   }
   std::vector<std::unique_ptr<Process>> hogs;
   for (int i = 0; i < 4; ++i) {
