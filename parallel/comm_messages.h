@@ -305,10 +305,10 @@ void MessageCommunicator<Wire>::wait(Queue& queue, std::span<Part> parts, const 
   constexpr auto kPause = std::chrono::milliseconds(500);  // more between two looks: not running
   if (settled(parts, op)) return;
   const kernels::InPhase phase(queue, kernels::Phase::kWait);
-  const Clock::time_point start = Clock::now();
-  Clock::time_point looked = start;
-  Clock::time_point spin_until = start + kSpin;
-  const Clock::time_point patient_until = start + kPatience;
+  const Clock::time_point began = Clock::now();
+  Clock::time_point start = began, looked = began;  // start moves by pauses
+  Clock::time_point spin_until = began + kSpin;
+  const Clock::time_point patient_until = began + kPatience;
   if (shared_waits_ > 0) --shared_waits_;
   auto sleep = kShortest;
   int fruitless = 0;  // wake-ups in a row after which nothing moved
@@ -320,7 +320,7 @@ void MessageCommunicator<Wire>::wait(Queue& queue, std::span<Part> parts, const 
     }
     const Clock::time_point now = Clock::now();
     if (all) {
-      waited_us_ += std::chrono::duration<double, std::micro>(now - start).count();
+      waited_us_ += std::chrono::duration<double, std::micro>(now - began).count();
       return;
     }
     const Part& stuck =
@@ -332,9 +332,15 @@ void MessageCommunicator<Wire>::wait(Queue& queue, std::span<Part> parts, const 
         fail(op, &part, why);
     }
     // A pause of this process (a suspended job) is not its peers' delay.
-    if (now - looked > kPause && deadline_ != Clock::time_point::max()) deadline_ += now - looked;
+    if (now - looked > kPause && deadline_ != Clock::time_point::max()) {
+      const Clock::duration pause = now - looked;
+      start += pause;
+      deadline_ += pause;
+      deadline_set_ += pause;
+    }
     looked = now;
-    if (now >= deadline_) {
+    // Whoever comes late itself waits a little before it blames a peer.
+    if (now >= deadline_ && now - start >= (deadline_ - deadline_set_) / 4) {
       const double waited = std::chrono::duration<double>(now - start).count();
       const double given = std::chrono::duration<double>(deadline_ - deadline_set_).count();
       fail(op, &stuck,

@@ -98,6 +98,25 @@ TEST_P(Faults, DeadlineSaysWhoWaitedForWhatFromWhom) {
            });
 }
 
+// A rank that passes its deadline by itself (it was stopped, or starved) must not blame a peer for
+// whom it has not waited.
+TEST_P(Faults, WhoIsLateItselfWaitsForItsPeer) {
+  std::atomic<bool> waits{false};
+  on_two([&](int32_t rank, Groups<CpuQueue> groups, CpuQueue& queue) {
+    std::vector<std::byte> bytes(100);
+    if (rank == 0) {
+      groups.cp->set_deadline(steady_clock::now() + milliseconds(2000));
+      std::this_thread::sleep_for(milliseconds(2100));
+      waits = true;
+      groups.cp->await(queue, groups.cp->exchange(queue, {}, 1, bytes, 1, {.what = "x"}));
+    } else {
+      while (!waits) std::this_thread::sleep_for(milliseconds(1));
+      std::this_thread::sleep_for(milliseconds(20));
+      groups.cp->await(queue, groups.cp->exchange(queue, bytes, 0, {}, 0, {.what = "x"}));
+    }
+  });
+}
+
 TEST_P(Faults, DeadlineEndsCollectives) {
   on_two([&](int32_t rank, Groups<CpuQueue> groups, CpuQueue& queue) {
     if (rank == 1) return;
