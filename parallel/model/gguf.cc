@@ -178,6 +178,7 @@ const char* read_tensor(Cursor& in, GgufTensor& tensor, uint64_t& offset, uint64
 bool as_integer(GgufType type, const std::byte* from, int64_t& value) {
   switch (type) {
     case GgufType::kU8: value = load<uint8_t>(from); return true;
+    // NOLINTNEXTLINE(bugprone-signed-char-misuse): a number, not a character.
     case GgufType::kI8: value = load<int8_t>(from); return true;
     case GgufType::kU16: value = load<uint16_t>(from); return true;
     case GgufType::kI16: value = load<int16_t>(from); return true;
