@@ -20,7 +20,8 @@ using Clock = std::chrono::steady_clock;
 
 constexpr uint32_t kTop = 4;  // ids reported at every checked position
 constexpr size_t kMostFaults = 20;
-constexpr int kReports = 16;  // lines while a prompt runs
+constexpr double kQuietMs = 2e3;  // of a cluster without steps: nothing is left to come
+constexpr int kReports = 16;      // lines while a prompt runs
 
 // Allowed |answered - computed| log-probability. Scores are sums of exact products, rounded once
 // at 2^-18, and exp doubles that: probabilities err by 2e-5 of themselves with the order of a
@@ -371,11 +372,13 @@ absl::StatusOr<CancelReport> cancel_recall(const Client& client, const RecallPro
         steps_at_effect = cluster->steps_total();
         report.effect_ms = ms;
       }
-      // Until the step that runs is done, the ranks' rows are those before it.
+      // Until the step that runs is done, the ranks' rows are those before it. Where no step comes
+      // any more, the last ones had ended before this looked.
       const int64_t steps = cluster->steps_total() - steps_at_effect;
-      if (rows == 0 && steps > 0 && steps == report.steps) return report;
+      const bool quiet = steps == report.steps && rows == 0;
+      if (quiet && (steps > 0 || ms > report.empty_ms + kQuietMs)) return report;
+      if (!quiet || report.empty_ms == 0) report.empty_ms = ms;
       report.steps = steps;
-      report.empty_ms = ms;
     }
     if (ms > 60e3) {
       return absl::DeadlineExceededError(

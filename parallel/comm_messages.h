@@ -320,7 +320,7 @@ void MessageCommunicator<Wire>::wait(Queue& queue, std::span<Part> parts, const 
     }
     const Clock::time_point now = Clock::now();
     if (all) {
-      waited_us_ += std::chrono::duration<double, std::micro>(now - began).count();
+      waited_us_ += std::chrono::duration<double, std::micro>(now - start).count();
       return;
     }
     const Part& stuck =
