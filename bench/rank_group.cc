@@ -101,7 +101,8 @@ void rank_main(int fd, int32_t world_rank, const RankGroupOptions& options) {
     const absl::StatusOr<std::string> bytes = receive_message(fd);
     if (!bytes.ok() || bytes->empty()) return;
     StepResult result = rank->apply(decode_plan(*bytes).value(),
-                                    std::chrono::steady_clock::now() + std::chrono::minutes(10));
+                                    std::chrono::steady_clock::now() + std::chrono::minutes(10))
+                            .value();
     result.resident_bytes = resident_bytes();
     send_message(fd, encode(result));
   }

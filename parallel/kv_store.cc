@@ -14,16 +14,25 @@ KvStore::KvStore(const kernels::KvFormat& format, int32_t layers, int64_t capaci
     : format_(format),
       layers_(layers),
       pages_((capacity_rows + format.page_tokens - 1) / format.page_tokens),
-      layer_bytes_(pages_ * format.page_bytes()),
-      users_(static_cast<size_t>(pages_), 0) {
+      layer_bytes_(0) {
   ANNULUS_CHECK(layers > 0 && pages_ > 0, layers, " layers, ", pages_, " pages");
+  // Before anything is allocated or multiplied: no machine maps more than 2^47 bytes.
+  const double wanted = static_cast<double>(pages_) * static_cast<double>(format.page_bytes()) *
+                        static_cast<double>(layers);
+  if (wanted > 0x1p47 || pages_ > INT32_MAX) {
+    throw kernels::DeviceError(kernels::concat("a KV cache of ", capacity_rows, " rows (", wanted,
+                                               " bytes) is more than a machine can address: lower "
+                                               "--kv-rows or --context"));
+  }
+  layer_bytes_ = pages_ * format.page_bytes();
   void* memory = mmap(nullptr, static_cast<size_t>(layer_bytes_ * layers_), PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {
     throw kernels::DeviceError(kernels::concat("cannot reserve ", layer_bytes_ * layers_,
-                                               " bytes of KV cache: lower --context"));
+                                               " bytes of KV cache: lower --kv-rows or --context"));
   }
   memory_ = static_cast<std::byte*>(memory);
+  users_.assign(static_cast<size_t>(pages_), 0);
   for (int64_t page = pages_ - 1; page >= 0; --page) free_.push_back(static_cast<int32_t>(page));
 }
 
@@ -38,7 +47,10 @@ KvStore::Slot& KvStore::at(int32_t slot) {
 }
 
 int32_t KvStore::take_page() {
-  ANNULUS_CHECK(!free_.empty(), "KV cache of ", capacity_rows(), " rows is full");
+  if (free_.empty()) {
+    throw kernels::DeviceError(kernels::concat("the plan needs more than this rank's KV cache of ",
+                                               capacity_rows(), " rows"));
+  }
   const int32_t page = free_.back();
   free_.pop_back();
   users_[static_cast<size_t>(page)] = 1;

@@ -98,6 +98,7 @@ struct Rank::Impl {
   }
 
   int32_t cp_rank() const { return topology.cp_rank(world_rank); }
+  absl::Status check(const StepPlan& plan) const;
   int32_t token_of(const Item& item) const;
   StepRows rows_of(const StepPlan& plan);
   void attend(int32_t layer, std::span<const GroupLayout> layouts, const StepRows& rows,
@@ -182,6 +183,33 @@ void Rank::Impl::reached(int32_t at_layer, int32_t at_hop) {
   const Clock::time_point deadline = Clock::now() + patience;
   groups.cp->set_deadline(deadline);
   groups.tp->set_deadline(deadline);
+}
+
+// What validate() cannot know beside what it does: this epoch, the vocabulary, the sampled ids that
+// are still here. Room for the KV is checked as it is taken.
+absl::Status Rank::Impl::check(const StepPlan& plan) const {
+  const auto bad = [&](const auto&... parts) {
+    return absl::InvalidArgumentError(absl::StrCat("step ", plan.step, ": ", parts...));
+  };
+  if (plan.epoch != epoch) return bad("a plan of epoch ", plan.epoch, " in epoch ", epoch);
+  if (absl::Status valid = validate(state, plan, cp_rank()); !valid.ok()) return valid;
+  for (const Item& item : plan.items) {
+    for (const int32_t token : item.tokens) {
+      if (token >= config.vocab) return bad("token id ", token, " of ", config.vocab);
+    }
+    for (const Wanted& wanted : item.wanted) {
+      if (wanted.target >= config.vocab) return bad("target ", wanted.target, " of ", config.vocab);
+    }
+    if (item.sampled.step < 0) continue;
+    const auto step_is = [&](const auto& entry) { return entry.first == item.sampled.step; };
+    const auto found = std::find_if(sampled.begin(), sampled.end(), step_is);
+    if (found == sampled.end()) return bad("no ids sampled in step ", item.sampled.step);
+    if (index(item.sampled.row) >= found->second.size()) {
+      return bad("row ", item.sampled.row, " of the ", found->second.size(), " sampled in step ",
+                 item.sampled.step);
+    }
+  }
+  return absl::OkStatus();
 }
 
 int32_t Rank::Impl::token_of(const Item& item) const {
@@ -342,16 +370,12 @@ void Rank::Impl::share_sampled(const StepPlan& plan, const StepResult& result) {
   if (sampled.size() > kSampledSteps) sampled.pop_front();
 }
 
-StepResult Rank::apply(const StepPlan& plan, Clock::time_point deadline) {
+absl::StatusOr<StepResult> Rank::apply(const StepPlan& plan, Clock::time_point deadline) {
   Impl& self = *impl_;
   const Clock::time_point start = Clock::now();
   self.queue.phases().take();
   kernels::set_check_context(absl::StrCat("rank ", self.world_rank, ", step ", plan.step));
-  ANNULUS_CHECK(plan.epoch == self.epoch, "plan of epoch ", plan.epoch, " in epoch ", self.epoch);
-  ANNULUS_CHECK(plan.digest == self.state.digest, "the plan log has diverged: digest ", plan.digest,
-                " here ", self.state.digest);
-  const absl::Status valid = validate(self.state, plan, self.cp_rank());
-  ANNULUS_CHECK(valid.ok(), valid.message());
+  if (absl::Status possible = self.check(plan); !possible.ok()) return possible;
   self.step.store(plan.step);
   self.workspace_peak = 0;
   self.patience = deadline - start;

@@ -2,9 +2,9 @@
 // Rank: one worker's share of the engine in one epoch: weights, KV store, communicators and the
 // shard state that it folds plans over. apply(plan) runs one step; the worker loop around it is ten
 // lines. One thread owns a Rank. Weights are shared and survive the epoch; everything else dies
-// with it. Errors: create() returns Status for what an operator can mend; apply() throws
-// DeviceError (peer lost, abort, deadline) and CHECKs plans that cannot be (digest mismatch,
-// unknown slot).
+// with it. Errors: create() returns Status for what an operator can mend; apply() returns Status
+// for plans that cannot be (digest mismatch, unknown slot, an id outside the vocabulary) and throws
+// DeviceError (peer lost, abort, deadline, KV full). Either ends the epoch.
 #pragma once
 
 #include <chrono>
@@ -57,9 +57,10 @@ class Rank {
   // same numbers everywhere.
   MachineProfile measure();
 
-  // One step. The plan was encoded for this rank. `deadline`: if nothing moves until then, waits
+  // One step. The plan was encoded for this rank; one that is refused has changed nothing. `deadline`: if nothing moves until then, waits
   // for peers throw; every layer, hop and block of logits that is reached puts it off by as much.
-  StepResult apply(const StepPlan& plan, std::chrono::steady_clock::time_point deadline);
+  absl::StatusOr<StepResult> apply(const StepPlan& plan,
+                                   std::chrono::steady_clock::time_point deadline);
 
   // Any thread: what this rank is doing, for time-out messages and heartbeats. progress counts
   // layers, hops and blocks of logits begun; the layer after the last is the head.

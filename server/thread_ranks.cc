@@ -214,7 +214,9 @@ void ThreadRanks::Impl::run_rank(Epoch& e, int32_t world_rank) {
       ANNULUS_CHECK(plan.ok(), std::string(plan.status().message()));
       const auto patience =
           std::chrono::microseconds(static_cast<int64_t>(10 * parcel->expected_us) + 10'000'000);
-      StepResult result = (*rank)->apply(*plan, begun + patience);
+      absl::StatusOr<StepResult> applied = (*rank)->apply(*plan, begun + patience);
+      ANNULUS_CHECK(applied.ok(), std::string(applied.status().message()));
+      StepResult& result = *applied;
       result.idle_us =
           std::chrono::duration<float, std::micro>(begun - std::exchange(ended, Clock::now()))
               .count();

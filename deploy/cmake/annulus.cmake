@@ -17,6 +17,12 @@ elseif(ANNULUS_SANITIZE)
   message(FATAL_ERROR "ANNULUS_SANITIZE is \"${ANNULUS_SANITIZE}\"; address and thread are known")
 endif()
 
+# ANNULUS_FUZZ: coverage for libFuzzer beside both sanitizers; the warnings of the flags above are GCC's.
+if(ANNULUS_FUZZ)
+  add_compile_options(-w -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1)
+  add_link_options(-fsanitize=address,undefined)
+endif()
+
 # annulus_library(NAME SOURCES a.cc... LINK x...): a static library with the project's warnings.
 function(annulus_library name)
   cmake_parse_arguments(A "" "" "SOURCES;LINK" ${ARGN})

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "server/one_line.h"
 
 namespace annulus::server {
 
@@ -48,7 +49,7 @@ double tokens_per_second(const v1::Usage& usage) {
 int report(const char* command, const absl::Status& status) {
   std::fprintf(stderr, "annulus %s: %s: %s\n", command,
                absl::StatusCodeToString(status.code()).c_str(),
-               std::string(status.message()).c_str());
+               one_line({status.message().data(), status.message().size()}).c_str());
   switch (status.code()) {
     case absl::StatusCode::kInvalidArgument:
     case absl::StatusCode::kFailedPrecondition:

@@ -59,12 +59,11 @@ absl::StatusOr<std::string> read_all(const std::string& path) {
   return content.str();
 }
 
-// Numbers as text (separated by space, commas or brackets), or else packed already.
+// Numbers as text (separated by space, commas or brackets), or else packed already. Packed ids
+// below 2^24 have a zero byte each, so that text which is no list of ids is not taken for them.
 absl::StatusOr<std::string> packed_tokens(const std::string& content) {
   constexpr const char* kSeparators = " \t\r\n,[]";
-  if (content.find_first_not_of(absl::StrCat("0123456789", kSeparators)) != std::string::npos) {
-    return content;
-  }
+  if (content.find('\0') != std::string::npos) return content;
   std::string packed;
   for (const absl::string_view word :
        absl::StrSplit(content, absl::ByAnyChar(kSeparators), absl::SkipEmpty())) {
@@ -216,7 +215,12 @@ void add_generate(CLI::App& app, Command& run) {
   sub->add_option("--top-k", flags->top_k, "0: off")->capture_default_str();
   sub->add_option("--top-p", flags->top_p, "1: off")->capture_default_str();
   sub->add_option("--min-p", flags->min_p, "0: off")->capture_default_str();
-  sub->add_option("--seed", flags->seed, "of sampling; default: drawn by the server");
+  sub->add_option("--seed", flags->seed, "of sampling; default: drawn by the server")
+      ->check([](const std::string& text) -> std::string {
+        uint64_t seed = 0;  // CLI11 takes -1 for 2^64 - 1
+        if (absl::SimpleAtoi(text, &seed)) return "";
+        return absl::StrCat("\"", text, "\" is not a whole number from 0 to 2^64 - 1");
+      });
   sub->add_option("--stop", flags->stop, "text that ends the answer; may be given again")
       ->allow_extra_args(false);
   sub->add_flag("--ignore-eos", flags->ignore_eos, "go on past the end of the answer");

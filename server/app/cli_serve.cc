@@ -6,12 +6,15 @@
 #include <memory>
 #include <string>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "parallel/sharding.h"
 #include "server/app/cli_commands.h"
 #include "server/app/config.h"
 #include "server/app/serve.h"
 #include "server/app/worker.h"
+#include "server/one_line.h"
 
 namespace annulus::server {
 
@@ -36,8 +39,20 @@ It outlives its front end by --orphan-timeout. Ends with 0 when told to, with 1 
 is refused: another secret, build or model, or a rank that another worker has taken.)";
 
 int refuse(const char* command, absl::string_view line) {
-  std::fprintf(stderr, "annulus %s: %.*s\n", command, static_cast<int>(line.size()), line.data());
+  std::fprintf(stderr, "annulus %s: %s\n", command, one_line({line.data(), line.size()}).c_str());
   return 2;
+}
+
+constexpr double kLongestTimeout_s = 1e7;  // four months
+
+// CLI::Range lets "nan" pass, and "inf" where its end is the largest number.
+CLI::Validator between(double low, double high) {
+  const auto check = [low, high](const std::string& text) -> std::string {
+    double value = 0;
+    if (absl::SimpleAtod(text, &value) && value >= low && value <= high) return "";
+    return absl::StrCat("\"", text, "\" is not a number from ", low, " to ", high);
+  };
+  return {check, absl::StrCat("FLOAT from ", low, " to ", high)};
 }
 
 struct ModelFlags {
@@ -53,7 +68,7 @@ struct ModelFlags {
         ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
         ->default_str("the model's");
     app.add_option("--rope-theta", rope_theta, "RoPE base instead of the file's")
-        ->check(CLI::PositiveNumber);
+        ->check(between(1, 1e30));
     app.add_option("--rope-scaling", rope_scaling,
                    "none, linear:FACTOR or llama3:FACTOR:LOW:HIGH:ORIGINAL_CONTEXT");
     app.add_option("--cpu-isa", cpu_isa,
@@ -191,15 +206,15 @@ void add_serve(CLI::App& app, Command& run) {
   option("--max-message-mib", config.max_message_mib, "largest request")
       ->check(CLI::Range(1, 2047));
   option("--kv-rows", config.kv_rows, "tokens whose KV a rank can hold; 0: what --context needs")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(int64_t{0}, parallel::kMaxPositions));
   option("--page-tokens", config.page_tokens, "tokens in a KV page")->check(CLI::Range(1, 4096));
   option("--workspace-mib", config.workspace_mib, "attention buffers of a rank")
       ->check(CLI::Range(1, 1 << 20));
   option("--drain-timeout", config.drain_timeout_s, "seconds that answers may run on after SIGTERM")
-      ->check(CLI::NonNegativeNumber);
+      ->check(between(0, kLongestTimeout_s));
   option("--orphan-timeout", config.orphan_timeout_s,
          "seconds that workers outlive a lost front end")
-      ->check(CLI::NonNegativeNumber);
+      ->check(between(0, kLongestTimeout_s));
   serve_app->add_option("--ready-file", config.ready_file,
                         "gets the port once the ranks are ready");
   serve_app->callback([flags, &run] { run = [flags] { return serve(*flags); }; });
@@ -231,7 +246,7 @@ void add_worker(CLI::App& app, Command& run) {
   worker_app
       ->add_option("--orphan-timeout", flags->orphan_timeout_s,
                    "seconds without a front end before it ends")
-      ->check(CLI::NonNegativeNumber)
+      ->check(between(0, kLongestTimeout_s))
       ->capture_default_str();
   worker_app->add_option("--max-message-mib", flags->max_message_mib, "as the front end's")
       ->check(CLI::Range(1, 2047))

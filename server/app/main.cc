@@ -6,6 +6,7 @@
 
 #include "server/app/build.h"
 #include "server/app/cli_commands.h"
+#include "server/one_line.h"
 #include "server/rpc/grpc_log.h"
 
 namespace {
@@ -40,7 +41,7 @@ int main(int argc, char** argv) {
     const std::string command =
         app.get_subcommands().empty() ? "" : " " + app.get_subcommands().front()->get_name();
     std::fprintf(stderr, "annulus%s: %s (annulus%s --help shows how)\n", command.c_str(),
-                 error.what(), command.c_str());
+                 annulus::server::one_line(error.what()).c_str(), command.c_str());
     return 2;
   }
   return run();

@@ -6,9 +6,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <memory>
@@ -23,6 +25,7 @@
 #include "server/app/local_workers.h"
 #include "server/app/served_model.h"
 #include "server/engine.h"
+#include "server/one_line.h"
 #include "server/rpc/control_service.h"
 #include "server/rpc/public_server.h"
 
@@ -36,7 +39,7 @@ constexpr int64_t kMaxFailedStarts = 3;  // of local workers, before the first e
 constexpr std::chrono::seconds kWorkersEnd{3};
 
 int usage_error(absl::string_view line) {
-  std::fprintf(stderr, "annulus serve: %.*s\n", static_cast<int>(line.size()), line.data());
+  std::fprintf(stderr, "annulus serve: %s\n", one_line({line.data(), line.size()}).c_str());
   return 2;
 }
 
@@ -64,6 +67,24 @@ absl::Status write_ready_file(const std::string& path, int port) {
   if (!error) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("--ready-file ", path, " cannot be written: ", error.message()));
+}
+
+// Before anything is loaded: can the file be written when its time has come?
+absl::Status check_ready_file(const std::string& path) {
+  if (path.empty()) return absl::OkStatus();
+  const std::string temporary = path + ".new";
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--ready-file ", path, " is a folder: name a file"));
+  }
+  errno = 0;
+  const bool written = static_cast<bool>(std::ofstream(temporary));
+  const int error = errno;
+  std::filesystem::remove(temporary, ignored);
+  if (written) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--ready-file ", path, " cannot be written: ", std::strerror(error)));
 }
 
 // The parts of a running front end, in the order in which they are made; they end in reverse.
@@ -95,6 +116,7 @@ class FrontEnd {
 };
 
 absl::Status FrontEnd::start() {
+  if (auto status = check_ready_file(config_.ready_file); !status.ok()) return status;
   auto model = open_model(config_.model, config_.overrides);
   if (!model.ok()) return model.status();
   model_ = *std::move(model);
@@ -258,7 +280,7 @@ int FrontEnd::run() {
       }
     }
     if (const std::string why = trouble(); !why.empty()) {
-      std::fprintf(stderr, "annulus serve: %s\n", why.c_str());
+      std::fprintf(stderr, "annulus serve: %s\n", one_line(why).c_str());
       code = 1;
       break;
     }

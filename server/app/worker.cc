@@ -24,6 +24,7 @@
 #include "server/app/build.h"
 #include "server/app/epoch_rank.h"
 #include "server/app/worker_inbox.h"
+#include "server/one_line.h"
 #include "server/rpc/control_client.h"
 #include "server/rpc/profile.h"
 
@@ -337,14 +338,15 @@ void Session::on_plan(const v1::Plan& message) {
   const auto limit = std::chrono::duration_cast<Clock::duration>(
       std::chrono::duration<double>(std::clamp(message.deadline_s(), 0.1, 86400.0)));
   attempt("in a step", [&] {
-    parallel::StepResult result = epoch->rank().apply(*plan, start + limit);
+    auto result = epoch->rank().apply(*plan, start + limit);
+    if (!result.ok()) return fail(absl::StrCat("an impossible plan: ", result.status().message()));
     step_ended_ = Clock::now();
-    result.idle_us = idle_us;
-    result.plans_waiting = inbox_.plans();
-    result.resident_bytes = resident_bytes();
+    result->idle_us = idle_us;
+    result->plans_waiting = inbox_.plans();
+    result->resident_bytes = resident_bytes();
     v1::WorkerMessage answer;
     answer.mutable_answer()->set_epoch(epoch->epoch());
-    answer.mutable_answer()->set_result(parallel::encode(result));
+    answer.mutable_answer()->set_result(parallel::encode(*result));
     client_.write(answer);
   });
 }
@@ -394,7 +396,8 @@ int run_worker(const WorkerOptions& options) {
   end_on_signals();
   auto checkpoint = parallel::Checkpoint::open(options.model, options.overrides);
   if (!checkpoint.ok()) {
-    spdlog::error("{}", std::string(checkpoint.status().message()));
+    const absl::string_view why = checkpoint.status().message();
+    spdlog::error("{}", one_line({why.data(), why.size()}));
     return 2;
   }
   HeldWeights held;

@@ -12,6 +12,8 @@
 
 #include "annulus/v1/worker.grpc.pb.h"
 #include "server/rpc/listen.h"
+#include "server/rpc/status_map.h"
+#include "server/rpc/wire.h"
 
 namespace annulus::server {
 
@@ -26,10 +28,11 @@ constexpr std::chrono::seconds kGoodbye{2};  // for workers to end their streams
 
 struct ControlService::Impl {
   class Stream;
-  class Service final : public v1::Control::CallbackService {
+  // Raw (wire.h): what does not parse ends with INVALID_ARGUMENT, and is told from a stream's end.
+  class Service final : public v1::Control::WithRawCallbackMethod_Attach<v1::Control::Service> {
    public:
     explicit Service(Impl& impl) : impl_(impl) {}
-    grpc::ServerBidiReactor<v1::WorkerMessage, v1::FrontMessage>* Attach(
+    grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Attach(
         grpc::CallbackServerContext*) override;
 
    private:
@@ -60,7 +63,7 @@ struct ControlService::Impl {
 // One worker's stream. Its own mutex is taken inside the service's, never the other way round. Owns
 // itself until gRPC is done with it.
 class ControlService::Impl::Stream final
-    : public grpc::ServerBidiReactor<v1::WorkerMessage, v1::FrontMessage> {
+    : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
   Stream(Impl& impl, WorkerId id) : impl_(impl), id_(id) {}
 
@@ -90,10 +93,17 @@ class ControlService::Impl::Stream final
   }
 
   void OnReadDone(bool ok) override {
+    absl::StatusOr<v1::WorkerMessage> message = v1::WorkerMessage();
+    if (ok) message = parse<v1::WorkerMessage>(std::exchange(in_, {}));
+    if (!message.ok()) {
+      const std::lock_guard lock(mutex_);
+      final_ = to_grpc(message.status());
+      ok = false;
+    }
     {
       const std::lock_guard lock(impl_.mutex);
       if (ok) {
-        impl_.coordinator.received(id_, in_, Clock::now());
+        impl_.coordinator.received(id_, *message, Clock::now());
       } else {
         impl_.coordinator.closed(id_, Clock::now());
       }
@@ -148,25 +158,25 @@ class ControlService::Impl::Stream final
           return;
         }
       } else {
-        out_ = std::move(outbox_.front());
+        out_ = serialise(outbox_.front());
         outbox_.pop_front();
       }
     }
-    if (finish) return Finish(grpc::Status::OK);  // writing_ stays: nothing follows
+    if (finish) return Finish(final_);  // writing_ stays: nothing follows
     StartWrite(&out_);
   }
 
   Impl& impl_;
   const WorkerId id_;
   std::shared_ptr<Stream> self_;
-  v1::WorkerMessage in_;
-  v1::FrontMessage out_;
+  grpc::ByteBuffer in_, out_;
   std::mutex mutex_;
+  grpc::Status final_;                   // set before closing_
   std::deque<v1::FrontMessage> outbox_;  // two plans at most, and a few words
   bool writing_ = false, closing_ = false;
 };
 
-grpc::ServerBidiReactor<v1::WorkerMessage, v1::FrontMessage>* ControlService::Impl::Service::Attach(
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* ControlService::Impl::Service::Attach(
     grpc::CallbackServerContext*) {
   const std::lock_guard lock(impl_.mutex);
   const WorkerId id = ++impl_.last_id;

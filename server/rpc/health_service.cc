@@ -5,6 +5,9 @@
 #include <string>
 #include <utility>
 
+#include "server/rpc/status_map.h"
+#include "server/rpc/wire.h"
+
 namespace annulus::server {
 
 using grpc::health::v1::HealthCheckRequest;
@@ -19,7 +22,7 @@ bool known(const std::string& service) {
 }  // namespace
 
 // Holds at most one unsent state. Owned by the service's set until gRPC is done with it.
-class HealthService::Watcher final : public grpc::ServerWriteReactor<HealthCheckResponse>,
+class HealthService::Watcher final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                                      public std::enable_shared_from_this<Watcher> {
  public:
   Watcher(HealthService& service, bool known) : service_(service), known_(known) {}
@@ -36,10 +39,11 @@ class HealthService::Watcher final : public grpc::ServerWriteReactor<HealthCheck
     write_next();
   }
 
-  void end() {
+  void end(const absl::Status& why = absl::UnavailableError("the server is ending")) {
     {
       const std::lock_guard lock(mutex_);
       if (std::exchange(ended_, true)) return;
+      why_ = why;
       if (std::exchange(writing_, true)) return;
     }
     write_next();
@@ -71,17 +75,20 @@ class HealthService::Watcher final : public grpc::ServerWriteReactor<HealthCheck
           return;
         }
         sent_ = std::exchange(next_, std::nullopt);
-        message_.set_status(*sent_);
+        HealthCheckResponse response;
+        response.set_status(*sent_);
+        message_ = serialise(response);
       }
     }
-    if (ended) return Finish(grpc::Status(grpc::StatusCode::UNAVAILABLE, "the server is ending"));
+    if (ended) return Finish(to_grpc(why_));
     StartWrite(&message_);
   }
 
   HealthService& service_;
   const bool known_;
-  HealthCheckResponse message_;
+  grpc::ByteBuffer message_;
   std::mutex mutex_;
+  absl::Status why_ = absl::UnavailableError("the client is gone");
   std::optional<Status> next_, sent_;
   bool writing_ = false, ended_ = false;
 };
@@ -113,25 +120,33 @@ void HealthService::shutdown() {
 }
 
 grpc::ServerUnaryReactor* HealthService::Check(grpc::CallbackServerContext* context,
-                                               const HealthCheckRequest* request,
-                                               HealthCheckResponse* response) {
+                                               const grpc::ByteBuffer* bytes,
+                                               grpc::ByteBuffer* out) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const auto request = parse<HealthCheckRequest>(*bytes);
+  if (!request.ok()) {
+    reactor->Finish(to_grpc(request.status()));
+    return reactor;
+  }
   if (!known(request->service())) {
     reactor->Finish(grpc::Status(grpc::StatusCode::NOT_FOUND,
                                  "no such service here: ask for \"\" or \"annulus.v1.Inference\""));
     return reactor;
   }
+  HealthCheckResponse response;
   {
     const std::lock_guard lock(mutex_);
-    response->set_status(status_);
+    response.set_status(status_);
   }
+  *out = serialise(response);
   reactor->Finish(grpc::Status::OK);
   return reactor;
 }
 
-grpc::ServerWriteReactor<HealthCheckResponse>* HealthService::Watch(
-    grpc::CallbackServerContext*, const HealthCheckRequest* request) {
-  auto watcher = std::make_shared<Watcher>(*this, known(request->service()));
+grpc::ServerWriteReactor<grpc::ByteBuffer>* HealthService::Watch(grpc::CallbackServerContext*,
+                                                                 const grpc::ByteBuffer* bytes) {
+  const auto request = parse<HealthCheckRequest>(*bytes);
+  auto watcher = std::make_shared<Watcher>(*this, request.ok() && known(request->service()));
   Status status = HealthCheckResponse::SERVICE_UNKNOWN;
   bool stopping = false;
   {
@@ -140,7 +155,9 @@ grpc::ServerWriteReactor<HealthCheckResponse>* HealthService::Watch(
     if (watcher->known()) status = status_;
     stopping = stopping_;
   }
-  if (stopping) {
+  if (!request.ok()) {
+    watcher->end(request.status());
+  } else if (stopping) {
     watcher->end();
   } else {
     watcher->tell(status);

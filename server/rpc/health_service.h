@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// grpc.health.v1.Health, served by ourselves so that reflection describes it. Two services: "" and
+// grpc.health.v1.Health, served by ourselves so that reflection describes it; raw (wire.h), so that
+// what does not parse is INVALID_ARGUMENT. Two services: "" and
 // "annulus.v1.Inference", always in the same state. set_serving() from any thread; watchers are
 // told of every change (only the latest state, if they read slowly). shutdown() ends all watches,
 // so that the server can end.
@@ -13,7 +14,10 @@
 
 namespace annulus::server {
 
-class HealthService final : public grpc::health::v1::Health::CallbackService {
+using RawHealth = grpc::health::v1::Health::WithRawCallbackMethod_Check<
+    grpc::health::v1::Health::WithRawCallbackMethod_Watch<grpc::health::v1::Health::Service>>;
+
+class HealthService final : public RawHealth {
  public:
   ~HealthService() override;
 
@@ -21,11 +25,10 @@ class HealthService final : public grpc::health::v1::Health::CallbackService {
   void shutdown();
 
   grpc::ServerUnaryReactor* Check(grpc::CallbackServerContext* context,
-                                  const grpc::health::v1::HealthCheckRequest* request,
-                                  grpc::health::v1::HealthCheckResponse* response) override;
-  grpc::ServerWriteReactor<grpc::health::v1::HealthCheckResponse>* Watch(
-      grpc::CallbackServerContext* context,
-      const grpc::health::v1::HealthCheckRequest* request) override;
+                                  const grpc::ByteBuffer* request,
+                                  grpc::ByteBuffer* response) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Watch(grpc::CallbackServerContext* context,
+                                                    const grpc::ByteBuffer* request) override;
 
  private:
   class Watcher;

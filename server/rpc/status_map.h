@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// absl::Status <-> grpc::Status: the codes have the same numbers. Only for files that see grpc.
+// absl::Status <-> grpc::Status: the codes have the same numbers, messages are one line. Only for
+// files that see grpc.
 #pragma once
 
 #include <grpcpp/support/status.h>
@@ -7,12 +8,14 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "server/one_line.h"
 
 namespace annulus::server {
 
 inline grpc::Status to_grpc(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
-  return {static_cast<grpc::StatusCode>(status.code()), std::string(status.message())};
+  return {static_cast<grpc::StatusCode>(status.code()),
+          one_line({status.message().data(), status.message().size()})};
 }
 
 inline absl::Status from_grpc(const grpc::Status& status) {

@@ -337,9 +337,10 @@ class Loader {
       return absl::InvalidArgumentError(concat(path.string(), ": ", key, ": must be a token id"));
     };
     const Json& eos = field(*config, "eos_token_id");
-    const Json list = eos.is_array() ? eos : eos.is_null() ? Json::array() : Json::array({eos});
-    for (const Json& value : list) {
-      const std::optional<int64_t> id = as_id(value);
+    // One id or a list of them; in place, because a copy recurses as deep as a hostile file nests.
+    const size_t count = eos.is_null() ? 0 : eos.is_array() ? eos.size() : 1;
+    for (size_t i = 0; i < count; ++i) {
+      const std::optional<int64_t> id = as_id(eos.is_array() ? eos[i] : eos);
       if (!id) return bad("eos_token_id");
       data_.eos_ids.push_back(*id);
     }

@@ -98,7 +98,7 @@ TEST_F(KvStoreTest, EveryPageCanBeUsedAndOneMoreIsRefused) {
   store_.admit(0);
   append(0, range(0, 64), 0);
   EXPECT_EQ(store_.rows_used(), store_.capacity_rows());
-  EXPECT_DEATH(store_.append(0, range(64, 1)), "full");
+  EXPECT_THROW(store_.append(0, range(64, 1)), kernels::DeviceError);
 }
 
 }  // namespace
