@@ -5,6 +5,7 @@
 
 #include <numeric>
 
+#include "kernels/core/check.h"
 #include "kernels/cpu/queue.h"
 
 namespace annulus::parallel {
