@@ -97,9 +97,9 @@ MUTANTS = (
            quick=True),
     Mutant("LSE in base 2", "of a merge", KERNEL,
            "*lse = high + log1pf(weight);", "*lse = high + log1pf(weight) * 1.44269504f;", ATTENTION),
-    Mutant("LSE of nothing", "a row that has seen no key becomes NaN", KERNEL,
-           "const float seen = rows.max[m] == kMinusInfinity ? 0.0f : rows.max[m];",
-           "const float seen = rows.max[m];", ATTENTION),
+    Mutant("LSE of nothing", "an empty partial weighs as one key", CUT,
+           "std::fill_n(acc.lse, acc.rows * acc.heads, -std::numeric_limits<float>::infinity());",
+           "std::fill_n(acc.lse, acc.rows * acc.heads, 0.0f);", ATTENTION),
     # -- a payload is not the one of this hop
     Mutant("stale payload", "the own payload goes round", ROTATE,
            "payload = room;", "payload = room.size() == own.size() ? own : ConstBytes(room);", ROTATES, quick=True),
