@@ -3,7 +3,8 @@
 // Rows of a slot lie in append order; their positions ascend. Pages are counted, so that a fork
 // shares whole pages and copies the last, open one. Memory is reserved for the capacity and
 // committed by the operating system at first touch. One thread; used by Rank only. Row and page
-// geometry: kernels/attention.h. A full store throws DeviceError: the scheduler admits only what fits.
+// geometry: kernels/attention.h. A full store throws DeviceError: the scheduler admits only what
+// fits.
 #pragma once
 
 #include <cstddef>

@@ -57,8 +57,9 @@ class Rank {
   // same numbers everywhere.
   MachineProfile measure();
 
-  // One step. The plan was encoded for this rank; one that is refused has changed nothing. `deadline`: if nothing moves until then, waits
-  // for peers throw; every layer, hop and block of logits that is reached puts it off by as much.
+  // One step. The plan was encoded for this rank; one that is refused has changed nothing.
+  // `deadline`: if nothing moves until then, waits for peers throw; every layer, hop and block of
+  // logits that is reached puts it off by as much.
   absl::StatusOr<StepResult> apply(const StepPlan& plan,
                                    std::chrono::steady_clock::time_point deadline);
 
