@@ -43,7 +43,7 @@ Peaks measure_peaks(CpuQueue& queue) {
   const kernels::PeakKernels& loops = ANNULUS_SELECT_ISA(queue.isa(), kPeakKernels);
   const auto threads = static_cast<size_t>(queue.threads());
   // Runs of about half a millisecond: some of them are not interrupted on a busy machine.
-  constexpr int64_t kIterations = 50'000, kFloats = int64_t{32} << 20, kSlices = 8;
+  constexpr int64_t kIterations = 250'000, kFloats = int64_t{32} << 20, kSlices = 8;
   constexpr int kRuns = 60;
   Peaks peaks;
   struct alignas(64) Line {

@@ -4,6 +4,7 @@
 #include <sched.h>
 
 #include <chrono>
+#include <span>
 #include <utility>
 
 #include "kernels/core/check.h"
@@ -25,18 +26,20 @@ void relax() {
 #endif
 }
 
-// Where the process was given one core a thread, a worker stays on its own: a scheduler that wakes
-// it beside the owner would not move it away for milliseconds.
-void take_own_core(int thread, int threads) {
-  cpu_set_t all, own;
-  if (sched_getaffinity(0, sizeof all, &all) != 0 || CPU_COUNT(&all) != threads) return;
-  CPU_ZERO(&own);
-  for (size_t core = 0; core < CPU_SETSIZE; ++core) {
-    if (!CPU_ISSET(core, &all) || thread-- > 0) continue;
-    CPU_SET(core, &own);
-    break;
-  }
-  sched_setaffinity(0, sizeof own, &own);
+std::vector<int> allowed_cores() {
+  std::vector<int> cores;
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return cores;
+  for (int core = 0; core < CPU_SETSIZE; ++core)
+    if (CPU_ISSET(static_cast<size_t>(core), &set)) cores.push_back(core);
+  return cores;
+}
+
+void run_on(std::span<const int> cores) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (const int core : cores) CPU_SET(static_cast<size_t>(core), &set);
+  sched_setaffinity(0, sizeof set, &set);
 }
 
 // Spins until done() or the time is over; reads the clock every few turns only.
@@ -80,13 +83,19 @@ bool wait_patiently(const Done& done, const Between& between, int& shared) {
 
 ThreadPool::ThreadPool(int threads) {
   ANNULUS_CHECK(threads >= 1, threads);
+  const std::vector<int> cores = allowed_cores();
+  const bool own_core = threads > 1 && cores.size() == static_cast<size_t>(threads);
   workers_.reserve(static_cast<size_t>(threads) - 1);
   for (int t = 1; t < threads; ++t) {
-    workers_.emplace_back([this, t, threads] {
-      take_own_core(t, threads);
+    const int core = own_core ? cores[static_cast<size_t>(t)] : -1;
+    workers_.emplace_back([this, t, core] {
+      if (core >= 0) run_on({&core, 1});
       work(t);
     });
   }
+  if (!own_core) return;
+  run_on(std::span(cores).first(1));
+  owner_cores_ = cores;
 }
 
 ThreadPool::~ThreadPool() {
@@ -96,6 +105,7 @@ ThreadPool::~ThreadPool() {
   }
   wake_.notify_all();
   for (std::thread& worker : workers_) worker.join();
+  if (!owner_cores_.empty()) run_on(owner_cores_);
 }
 
 void ThreadPool::run(int64_t tasks, const Body& body, const std::function<void()>& poll) {

@@ -2,9 +2,10 @@
 // The threads behind CpuQueue::parallel_for: one owner (the caller) and threads - 1 workers that
 // take indices from a shared counter. A worker without work spins for about 20 us, goes on for 1 ms
 // at most while nobody else wants its core, then sleeps: ranks share cores, and an idle rank burns
-// none. Where the process has exactly one core a thread, each worker stays on its own. A worker
-// that wakes too late for a job does not hold it up. Not reentrant: body must not call run() of the
-// same pool.
+// none. Where the caller may use exactly one core a thread, each thread stays on its own, the
+// caller until the end of the pool: a scheduler that wakes two on one core leaves them there for
+// milliseconds. A worker that wakes too late for a job does not hold it up. Not reentrant: body
+// must not call run() of the same pool.
 #pragma once
 
 #include <atomic>
@@ -41,6 +42,7 @@ class ThreadPool {
   void wait_for_workers(const std::function<void()>& poll);
 
   std::vector<std::thread> workers_;
+  std::vector<int> owner_cores_;  // to be given back at the end; empty: none taken
   bool running_ = false;
   int owner_shared_ = 0;  // waits of the owner that do not linger: see wait_patiently
 
