@@ -104,10 +104,12 @@ TEST_F(Faults, WorkersDoNotOutliveAFrontEndThatIsKilled) {
 }
 
 TEST(Supervision, RanksThatCannotStartEndTheServerWithTheReason) {
-  // 4e9 tokens of KV in fp32 are more than a process can address.
-  const Outcome outcome = annulus({"serve", "--model", real_model_file(), "--port", "0",
-                                   "--threads", "1", "--precision", "fp32", "--kv-rows",
-                                   "4000000000", "--page-tokens", "4096", "--log-level", "off"});
+  // 46 TB of KV in fp32, for processes that may have 16 GiB.
+  const Outcome outcome =
+      Process({"/bin/sh", "-c", "ulimit -v 16777216; exec \"$0\" \"$@\"", bench::annulus_binary(),
+               "serve", "--model", real_model_file(), "--port", "0", "--threads", "1",
+               "--precision", "fp32", "--kv-rows", "1000000000", "--log-level", "off"})
+          .wait();
   EXPECT_EQ(outcome.code, 1) << outcome.err;
   EXPECT_EQ(lines(outcome.err), 1) << outcome.err;
   EXPECT_NE(outcome.err.find("annulus serve: the ranks failed to start 3 times: rank 0"),
