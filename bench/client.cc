@@ -104,6 +104,12 @@ absl::Status Client::close_session(const std::string& session) const {
   return to_status(stub_->RewindSession(&context, request, &response), "RewindSession");
 }
 
+v1::Attention attention_of(const std::string& name) {
+  if (name == "pass-kv") return v1::ATTENTION_PASS_KV;
+  if (name == "pass-q") return v1::ATTENTION_PASS_Q;
+  return name == "gather-q" ? v1::ATTENTION_GATHER_Q : v1::ATTENTION_AUTO;
+}
+
 std::string pack_tokens(const std::vector<int32_t>& ids) {
   std::string packed;
   packed.reserve(ids.size() * 4);

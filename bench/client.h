@@ -41,6 +41,9 @@ class Client {
   std::unique_ptr<v1::Inference::Stub> stub_;
 };
 
+// Of --attention; anything but a variant is auto.
+v1::Attention attention_of(const std::string& name);
+
 // Little-endian int32, as GenerateRequest.packed_tokens wants them.
 std::string pack_tokens(const std::vector<int32_t>& ids);
 

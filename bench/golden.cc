@@ -27,12 +27,6 @@ struct Options {
   bool free_running = false;
 };
 
-v1::Attention attention_of(const std::string& name) {
-  if (name == "pass-kv") return v1::ATTENTION_PASS_KV;
-  if (name == "pass-q") return v1::ATTENTION_PASS_Q;
-  return name == "gather-q" ? v1::ATTENTION_GATHER_Q : v1::ATTENTION_AUTO;
-}
-
 absl::StatusOr<GoldenPosition> position(
     const google::protobuf::RepeatedPtrField<v1::TokenLogprob>& top,
     const std::vector<int32_t>& wanted) {

@@ -35,12 +35,6 @@ struct Options {
   bool against_cp1 = false, server_chunks = false;
 };
 
-v1::Attention attention_of(const std::string& name) {
-  if (name == "pass-kv") return v1::ATTENTION_PASS_KV;
-  if (name == "pass-q") return v1::ATTENTION_PASS_Q;
-  return name == "gather-q" ? v1::ATTENTION_GATHER_Q : v1::ATTENTION_AUTO;
-}
-
 // 4096 tokens a step at a million; less where that would be most of the prompt.
 int32_t chunk_for(const Options& o, int64_t tokens) {
   if (o.chunk > 0) return o.chunk;

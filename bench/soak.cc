@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bench/soak.h"
 
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <atomic>
 #include <chrono>
@@ -15,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "bench/golden_cases.h"
+#include "bench/recall_run.h"
 #include "bench/server_process.h"
 #include "bench/soak_streams.h"
 
@@ -43,12 +42,6 @@ struct Holdings {
   int64_t sessions = 0;
 };
 
-int64_t resident_bytes_of(int64_t pid) {
-  int64_t pages = 0, resident = 0;
-  std::ifstream(absl::StrCat("/proc/", pid, "/statm")) >> pages >> resident;
-  return resident * sysconf(_SC_PAGESIZE);
-}
-
 int64_t descriptors_of(int64_t pid) {
   std::error_code ignored;
   const fs::directory_iterator folder(absl::StrCat("/proc/", pid, "/fd"), ignored);
@@ -61,7 +54,7 @@ absl::StatusOr<Holdings> holdings(const ServerProcess& server, const Client& cli
   Holdings out;
   out.sessions = cluster->sessions();
   const auto add = [&](const std::string& who, int64_t pid) {
-    out.resident_bytes[who] = resident_bytes_of(pid);
+    out.resident_bytes[who] = resident_bytes(static_cast<pid_t>(pid));
     out.descriptors[who] = descriptors_of(pid);
   };
   add("front end", server.pid());
