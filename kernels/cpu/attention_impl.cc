@@ -227,6 +227,42 @@ ANNULUS_INLINE void score_rows(const float* q, int32_t d, const std::byte* const
   }
 }
 
+// R rows of o [R, d] take in a tile of V, 32 columns at a time: with 3 rows, their sums, weights
+// and the V vector at hand fill the registers exactly.
+template <class E, int R>
+ANNULUS_INLINE void output_rows(float* o, int32_t d, const float* correction, const float* scores,
+                                const std::byte* const* rows) {
+  for (int32_t c = 0; c < d; c += 32) {  // head_dim % 32 == 0
+    __m256 acc[R][4];
+    ANNULUS_UNROLL
+    for (int r = 0; r < R; ++r) {
+      ANNULUS_UNROLL
+      for (int j = 0; j < 4; ++j) acc[r][j] = _mm256_setzero_ps();
+    }
+    for (int key = 0; key < kTile; ++key) {
+      const E* v = reinterpret_cast<const E*>(rows[key]) + c;
+      __m256 p[R];
+      ANNULUS_UNROLL
+      for (int r = 0; r < R; ++r) p[r] = _mm256_broadcast_ss(scores + r * kTile + key);
+      ANNULUS_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        const __m256 y = load_8(v + 8 * j);
+        ANNULUS_UNROLL
+        for (int r = 0; r < R; ++r) acc[r][j] = _mm256_fmadd_ps(p[r], y, acc[r][j]);
+      }
+    }
+    ANNULUS_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const __m256 factor = _mm256_set1_ps(correction[r]);
+      ANNULUS_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        float* at = o + int64_t{r} * d + c + 8 * j;
+        _mm256_storeu_ps(at, _mm256_fmadd_ps(_mm256_loadu_ps(at), factor, acc[r][j]));
+      }
+    }
+  }
+}
+
 template <class Dot, class E>
 ANNULUS_INLINE void score_tile(const float* q, int32_t m, int32_t d, const std::byte* const* rows,
                                float* scores) {
@@ -237,6 +273,20 @@ ANNULUS_INLINE void score_tile(const float* q, int32_t m, int32_t d, const std::
     if (left >= 3) score_rows<E, 3>(from, d, rows, to);
     if (left == 2) score_rows<E, 2>(from, d, rows, to);
     if (left == 1) score_rows<E, 1>(from, d, rows, to);
+    i += left < 3 ? left : 3;
+  }
+}
+
+template <class Dot, class E>
+ANNULUS_INLINE void output_tile(float* o, int32_t m, int32_t d, const float* correction,
+                                const float* scores, const std::byte* const* rows) {
+  for (int32_t i = 0; i < m;) {
+    const int32_t left = m - i;
+    float* to = o + int64_t{i} * d;
+    const float* from = scores + i * kTile;
+    if (left >= 3) output_rows<E, 3>(to, d, correction + i, from, rows);
+    if (left == 2) output_rows<E, 2>(to, d, correction + i, from, rows);
+    if (left == 1) output_rows<E, 1>(to, d, correction + i, from, rows);
     i += left < 3 ? left : 3;
   }
 }
@@ -252,8 +302,6 @@ ANNULUS_INLINE void score_tile(const typename Dot::Element* q, int32_t m, int32_
             score_keys<Dot, E>(q + int64_t{i} * d, d / Dot::kPerWord, rows + key));
 }
 
-#endif
-
 // R rows of o [R, d] take in a tile of V.
 template <class Dot, class E, int R>
 ANNULUS_INLINE void output_rows(float* o, int32_t d, const float* correction, const float* scores,
@@ -268,6 +316,23 @@ ANNULUS_INLINE void output_rows(float* o, int32_t d, const float* correction, co
   for (; c < d; c += 16 * kLast)
     accumulate<Dot, R, kLast>(o + c, d, correction, scores, RowsB<Dot, E>{rows, c * kBytes});
 }
+
+template <class Dot, class E>
+ANNULUS_INLINE void output_tile(float* o, int32_t m, int32_t d, const float* correction,
+                                const float* scores, const std::byte* const* rows) {
+  for (int32_t i = 0; i < m;) {
+    const int32_t left = m - i;
+    float* to = o + int64_t{i} * d;
+    const float* from = scores + i * kTile;
+    if (left >= 4) output_rows<Dot, E, 4>(to, d, correction + i, from, rows);
+    if (left == 3) output_rows<Dot, E, 3>(to, d, correction + i, from, rows);
+    if (left == 2) output_rows<Dot, E, 2>(to, d, correction + i, from, rows);
+    if (left == 1) output_rows<Dot, E, 1>(to, d, correction + i, from, rows);
+    i += left < 4 ? left : 4;
+  }
+}
+
+#endif
 
 template <class Dot, class E>
 void attend_few(const AttendBlock& block, std::byte* scratch) {
@@ -298,17 +363,7 @@ void attend_few(const AttendBlock& block, std::byte* scratch) {
       for (int32_t i = 0; i < m; ++i)
         soften<Dot>(s.scores + i * kTile, masked, tile, block.scale, s.rows, at + i);
       resolve(tile, block.v_offset_bytes + head * head_bytes, rows);
-      for (int32_t i = 0; i < m;) {
-        float* o = s.o + int64_t{at + i} * d;
-        const float* correction = s.rows.correction + at + i;
-        const float* scores = s.scores + i * kTile;
-        const int32_t left = m - i;
-        if (left >= 4) output_rows<Dot, E, 4>(o, d, correction, scores, rows);
-        if (left == 3) output_rows<Dot, E, 3>(o, d, correction, scores, rows);
-        if (left == 2) output_rows<Dot, E, 2>(o, d, correction, scores, rows);
-        if (left == 1) output_rows<Dot, E, 1>(o, d, correction, scores, rows);
-        i += left < 4 ? left : 4;
-      }
+      output_tile<Dot, E>(s.o + int64_t{at} * d, m, d, s.rows.correction + at, s.scores, rows);
     }
   }
   finish(block, s.rows, s.o, d);

@@ -112,7 +112,7 @@ void multiply_f32(const MatmulTile& tile, const Place& at) {
       __builtin_prefetch(w[0] + 2048);
       __builtin_prefetch(w[0] + 2048 + 64);
     }
-    Scales scales[kVecs];
+    typename Reader::Scales scales[kVecs];
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) scales[v] = Reader::scales(w[v / 2], half + v % 2);
     for (int step = 0; step < Reader::kBlock / Reader::kStep; ++step) {
@@ -186,7 +186,7 @@ void multiply_dot(const MatmulTile& tile, const Place& at) {
       Vec sum[kRows][kVecs];
       for_tile<kRows, kVecs>([&](int r, int v) ANNULUS_LAMBDA { sum[r][v] = zero(); });
       dot_block<Reader, kRows, kVecs>(w, x, sum);
-      Scales scales[kVecs];
+      typename Reader::Scales scales[kVecs];
 #pragma GCC unroll 8
       for (int v = 0; v < kVecs; ++v) scales[v] = Reader::scales(w[v / 2], v % 2);
       for_tile<kRows, kVecs>([&](int r, int v) ANNULUS_LAMBDA {
@@ -254,7 +254,7 @@ template <class Reader>
 void to_f32(const std::byte* panel, int64_t k, float* out) {
   const char* w = reinterpret_cast<const char*>(panel);
   for (; k > 0; k -= Reader::kBlock, w += Reader::kBlockBytes) {
-    Scales scales[2] = {Reader::scales(w, 0), Reader::scales(w, 1)};
+    typename Reader::Scales scales[2] = {Reader::scales(w, 0), Reader::scales(w, 1)};
     for (int step = 0; step < Reader::kBlock / Reader::kStep; ++step)
       for (int half = 0; half < 2; ++half) {
         auto raw = Reader::raw(w, step, half);

@@ -1,18 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Readers: how matmul_impl.cc takes weights out of a panel (layouts: kernels/cpu/packed.h). A
-// reader walks blocks of kBlock inputs, kBlockBytes each, in steps of kStep inputs. raw(block,
-// step, half) loads what a step needs of 16 outputs; then either f32<i>(raw, scales) gives the
-// weights of input i of the step, or pairs<i>(raw) those of inputs 2i and 2i + 1 as bf16, still to
-// be scaled. Included by matmul_impl.cc only.
+// reader walks blocks of kBlock inputs, kBlockBytes each, in steps of kStep inputs. scales(block,
+// half) are those of a block and 16 outputs, w = d q + m. raw(block, step, half) loads what a step
+// needs of them; then either f32<i>(raw, scales) gives the weights of input i of the step, or
+// pairs<i>(raw) those of inputs 2i and 2i + 1 as bf16, still to be scaled. Included by
+// matmul_impl.cc only.
 #pragma once
 
 #include "kernels/cpu/vec.h"
 
 namespace annulus::kernels::ANNULUS_ISA {
-
-struct Scales {  // of one block, 16 outputs: w = d q + m
-  Vec d, m;
-};
 
 ANNULUS_INLINE const uint16_t* halves(const char* block, int half) {
   return reinterpret_cast<const uint16_t*>(block) + half * 16;
@@ -21,7 +18,8 @@ ANNULUS_INLINE const uint16_t* halves(const char* block, int half) {
 struct ReadF32 {
   static constexpr int kBlock = 1, kStep = 1, kBlockBytes = 128;
   using Raw = Vec;
-  ANNULUS_INLINE Scales scales(const char*, int) { return {zero(), zero()}; }
+  struct Scales {};
+  ANNULUS_INLINE Scales scales(const char*, int) { return {}; }
   ANNULUS_INLINE Raw raw(const char* block, int, int half) {
     return load(reinterpret_cast<const float*>(block) + half * 16);
   }
@@ -34,7 +32,8 @@ struct ReadF32 {
 struct ReadBF16 {
   static constexpr int kBlock = 2, kStep = 2, kBlockBytes = 128;
   using Raw = IVec;
-  ANNULUS_INLINE Scales scales(const char*, int) { return {zero(), zero()}; }
+  struct Scales {};
+  ANNULUS_INLINE Scales scales(const char*, int) { return {}; }
   ANNULUS_INLINE Raw raw(const char* block, int, int half) {
     return load_dwords(block + half * 64);
   }
@@ -48,50 +47,58 @@ struct ReadBF16 {
 struct ReadQ8_0 {
   static constexpr int kBlock = 32, kStep = 2, kBlockBytes = 64 + 1024;
   using Raw = IVec;
+  struct Scales {
+    Vec d, d_low, d_high;
+  };
   ANNULUS_INLINE Scales scales(const char* block, int half) {
-    return {load_half(halves(block, half)), zero()};
+    const Vec d = load_half(halves(block, half));
+    return {d, mul(d, set1(0x1p-24f)), mul(d, set1(0x1p-8f))};
   }
   ANNULUS_INLINE Raw raw(const char* block, int step, int half) {
     return load_words(block + 64 + step * 64 + half * 32);
   }
+  // Bytes become multiples of q by one operation each, and the scales make up for it.
   template <int i>
   ANNULUS_INLINE Vec f32(const Raw& raw, const Scales& s) {
-    if constexpr (i == 0) return mul(to_float(shift_right_signed<24>(shift_left<24>(raw))), s.d);
-    return mul(to_float(shift_right_signed<8>(raw)), s.d);
+    if constexpr (i == 0) return mul(to_float(shift_left<24>(raw)), s.d_low);
+    return mul(to_float(bit_and(raw, 0xffffff00u)), s.d_high);
   }
 };
 
+// A nibble is masked where it stands: the dword is read from the byte on that holds it (packed.h
+// allows reading a little past the end), and 16 q of an upper nibble meets d / 16. No shifts, which
+// would compete with conversions for the same ports.
 template <int kScaleBytes>
 struct ReadNibbles {
   static constexpr int kBlock = 32, kStep = 8, kBlockBytes = kScaleBytes + 512;
-  using Raw = IVec;
+  using Raw = const char*;
   ANNULUS_INLINE Raw raw(const char* block, int step, int half) {
-    return load_dwords(block + kScaleBytes + step * 128 + half * 64);
+    return block + kScaleBytes + step * 128 + half * 64;
   }
+  struct Scales {
+    Vec d, d_16th, m;
+  };
   template <int i>
-  ANNULUS_INLINE Vec q(const Raw& raw) {
-    return to_float(bit_and(shift_right<4 * (i / 2) + 16 * (i % 2)>(raw), 15u));
+  ANNULUS_INLINE Vec f32(Raw raw, const Scales& s) {
+    constexpr int kBit = 4 * (i / 2) + 16 * (i % 2);
+    const IVec bytes = load_dwords(raw + kBit / 8);
+    if constexpr (kBit % 8 != 0) return fma(to_float(bit_and(bytes, 0xf0u)), s.d_16th, s.m);
+    return fma(to_float(bit_and(bytes, 0x0fu)), s.d, s.m);
   }
 };
 
 struct ReadQ4_0 : ReadNibbles<64> {
+  // Exact, as d (q - 8) is: a half times a 4-bit integer.
   ANNULUS_INLINE Scales scales(const char* block, int half) {
-    Vec d = load_half(halves(block, half));
-    return {d, mul(d, set1(-8.0f))};
-  }
-  template <int i>
-  ANNULUS_INLINE Vec f32(const Raw& raw, const Scales& s) {
-    return fma(q<i>(raw), s.d, s.m);  // exact, as d (q - 8) is: a half times a 4-bit integer
+    const Vec d = load_half(halves(block, half));
+    return {d, mul(d, set1(0.0625f)), mul(d, set1(-8.0f))};
   }
 };
 
 struct ReadQ4_1 : ReadNibbles<128> {
   ANNULUS_INLINE Scales scales(const char* block, int half) {
-    return {load_half(halves(block, half)), load_half(halves(block + 64, half))};
-  }
-  template <int i>
-  ANNULUS_INLINE Vec f32(const Raw& raw, const Scales& s) {
-    return fma(q<i>(raw), s.d, s.m);
+    const Vec d = load_half(halves(block, half));
+    return {d, mul(d, set1(0.0625f)), load_half(halves(block + 64, half))};
   }
 };
 
@@ -133,7 +140,10 @@ ANNULUS_INLINE __m512i nibble_table() {
 template <class Base, int kOffset, bool kHasMinima>
 struct DotNibbles : Base {
   static constexpr bool kScaled = true, kMinima = kHasMinima;
-  using Raw = typename Base::Raw;
+  using Raw = IVec;
+  ANNULUS_INLINE Raw raw(const char* block, int step, int half) {
+    return load_dwords(Base::raw(block, step, half));
+  }
   template <int i>
   ANNULUS_INLINE Pairs pairs(const Raw& raw) {
     return {reinterpret_cast<__m512bh>(

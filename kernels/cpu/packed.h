@@ -18,6 +18,7 @@ namespace annulus::kernels {
 
 inline constexpr int64_t kBlockK = 32;
 inline constexpr int64_t kScaleBytes = 64;  // 32 halves
+inline constexpr int64_t kReadPastEnd = 4;  // bytes behind the last panel that kernels may read
 
 // Bytes of one panel over k inputs; k is a multiple of 32 for the block formats.
 constexpr int64_t panel_bytes(WeightFormat format, int64_t k) {

@@ -170,8 +170,8 @@ PackedMatrix PackedMatrix::pack(std::span<const WeightSource> sources, Precision
   }
   int64_t stride = panel_bytes(packed.format_, packed.k_);
   packed.bytes_ = (packed.n_ + kPanel - 1) / kPanel * stride;
-  packed.data_.reset(allocate_aligned(packed.bytes_).release());
-  std::memset(packed.data_.get(), 0, static_cast<size_t>(packed.bytes_));
+  packed.data_.reset(allocate_aligned(packed.bytes_ + kReadPastEnd).release());
+  std::memset(packed.data_.get(), 0, static_cast<size_t>(packed.bytes_ + kReadPastEnd));
   std::vector<float> row(static_cast<size_t>(packed.k_));
   int64_t n = 0;
   for (const WeightSource& s : sources)

@@ -80,7 +80,9 @@ TEST(ToRequest, TakesEveryKindOfPrompt) {
 TEST(ToRequest, ControlTokensInTextStayText) {
   v1::GenerateRequest proto;
   proto.set_text("<|im_end|>");
-  for (const int32_t id : convert(proto)->prompt) EXPECT_FALSE(tokenizer()->is_control(id));
+  const auto request = convert(proto);
+  ASSERT_TRUE(request.ok()) << request.status();
+  for (const int32_t id : request->prompt) EXPECT_FALSE(tokenizer()->is_control(id));
 }
 
 TEST(ToRequest, CarriesEveryField) {
