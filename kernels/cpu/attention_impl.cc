@@ -165,6 +165,17 @@ void stream(const AttendBlock& block, int32_t first, int32_t last) {
   }
 }
 
+template <int kRows>
+struct RowCount {
+  static constexpr int value = kRows;
+};
+// f(RowCount<R>, i) for runs of R rows from i on: as many of kMost as fit in m, then fewer.
+template <int kMost, class F>
+ANNULUS_INLINE void by_rows(int32_t m, const F& f, int32_t i = 0) {
+  for (; i + kMost <= m; i += kMost) f(RowCount<kMost>{}, i);
+  if constexpr (kMost > 1) by_rows<kMost - 1>(m, f, i);
+}
+
 // 16 scores of one query row.
 template <class Dot, class E>
 ANNULUS_INLINE Vec score_keys(const typename Dot::Element* q, int32_t words,
@@ -266,29 +277,20 @@ ANNULUS_INLINE void output_rows(float* o, int32_t d, const float* correction, co
 template <class Dot, class E>
 ANNULUS_INLINE void score_tile(const float* q, int32_t m, int32_t d, const std::byte* const* rows,
                                float* scores) {
-  for (int32_t i = 0; i < m;) {
-    const int32_t left = m - i;
-    const float* from = q + int64_t{i} * d;
-    float* to = scores + i * kTile;
-    if (left >= 3) score_rows<E, 3>(from, d, rows, to);
-    if (left == 2) score_rows<E, 2>(from, d, rows, to);
-    if (left == 1) score_rows<E, 1>(from, d, rows, to);
-    i += left < 3 ? left : 3;
-  }
+  by_rows<3>(
+      m, [&](auto count, int32_t i) __attribute__((always_inline)) {
+        score_rows<E, decltype(count)::value>(q + int64_t{i} * d, d, rows, scores + i * kTile);
+      });
 }
 
 template <class Dot, class E>
 ANNULUS_INLINE void output_tile(float* o, int32_t m, int32_t d, const float* correction,
                                 const float* scores, const std::byte* const* rows) {
-  for (int32_t i = 0; i < m;) {
-    const int32_t left = m - i;
-    float* to = o + int64_t{i} * d;
-    const float* from = scores + i * kTile;
-    if (left >= 3) output_rows<E, 3>(to, d, correction + i, from, rows);
-    if (left == 2) output_rows<E, 2>(to, d, correction + i, from, rows);
-    if (left == 1) output_rows<E, 1>(to, d, correction + i, from, rows);
-    i += left < 3 ? left : 3;
-  }
+  by_rows<3>(
+      m, [&](auto count, int32_t i) __attribute__((always_inline)) {
+        output_rows<E, decltype(count)::value>(o + int64_t{i} * d, d, correction + i,
+                                               scores + i * kTile, rows);
+      });
 }
 
 #else
@@ -320,16 +322,11 @@ ANNULUS_INLINE void output_rows(float* o, int32_t d, const float* correction, co
 template <class Dot, class E>
 ANNULUS_INLINE void output_tile(float* o, int32_t m, int32_t d, const float* correction,
                                 const float* scores, const std::byte* const* rows) {
-  for (int32_t i = 0; i < m;) {
-    const int32_t left = m - i;
-    float* to = o + int64_t{i} * d;
-    const float* from = scores + i * kTile;
-    if (left >= 4) output_rows<Dot, E, 4>(to, d, correction + i, from, rows);
-    if (left == 3) output_rows<Dot, E, 3>(to, d, correction + i, from, rows);
-    if (left == 2) output_rows<Dot, E, 2>(to, d, correction + i, from, rows);
-    if (left == 1) output_rows<Dot, E, 1>(to, d, correction + i, from, rows);
-    i += left < 4 ? left : 4;
-  }
+  by_rows<4>(
+      m, [&](auto count, int32_t i) __attribute__((always_inline)) {
+        output_rows<Dot, E, decltype(count)::value>(o + int64_t{i} * d, d, correction + i,
+                                                    scores + i * kTile, rows);
+      });
 }
 
 #endif

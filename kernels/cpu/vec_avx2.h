@@ -190,14 +190,6 @@ template <int kBits>
 ANNULUS_INLINE IVec shift_left(IVec x) {
   return {_mm256_slli_epi32(x.a, kBits), _mm256_slli_epi32(x.b, kBits)};
 }
-template <int kBits>
-ANNULUS_INLINE IVec shift_right(IVec x) {  // zeros come in
-  return {_mm256_srli_epi32(x.a, kBits), _mm256_srli_epi32(x.b, kBits)};
-}
-template <int kBits>
-ANNULUS_INLINE IVec shift_right_signed(IVec x) {
-  return {_mm256_srai_epi32(x.a, kBits), _mm256_srai_epi32(x.b, kBits)};
-}
 ANNULUS_INLINE IVec bit_and(IVec x, uint32_t mask) {
   __m256i m = _mm256_set1_epi32(static_cast<int32_t>(mask));
   return {_mm256_and_si256(x.a, m), _mm256_and_si256(x.b, m)};

@@ -161,14 +161,6 @@ template <int kBits>
 ANNULUS_INLINE IVec shift_left(IVec x) {
   return {_mm512_slli_epi32(x.v, kBits)};
 }
-template <int kBits>
-ANNULUS_INLINE IVec shift_right(IVec x) {  // zeros come in
-  return {_mm512_srli_epi32(x.v, kBits)};
-}
-template <int kBits>
-ANNULUS_INLINE IVec shift_right_signed(IVec x) {
-  return {_mm512_srai_epi32(x.v, kBits)};
-}
 ANNULUS_INLINE IVec bit_and(IVec x, uint32_t mask) {
   return {_mm512_and_si512(x.v, _mm512_set1_epi32(static_cast<int32_t>(mask)))};
 }

@@ -197,19 +197,6 @@ template <int kBits>
 ANNULUS_INLINE IVec shift_left(IVec x) {
   return {{x.v[0] << kBits, x.v[1] << kBits, x.v[2] << kBits, x.v[3] << kBits}};
 }
-template <int kBits>
-ANNULUS_INLINE I4 shift_right(I4 x) {
-  return reinterpret_cast<I4>(reinterpret_cast<U4>(x) >> kBits);
-}
-template <int kBits>
-ANNULUS_INLINE IVec shift_right(IVec x) {  // zeros come in
-  return {{shift_right<kBits>(x.v[0]), shift_right<kBits>(x.v[1]), shift_right<kBits>(x.v[2]),
-           shift_right<kBits>(x.v[3])}};
-}
-template <int kBits>
-ANNULUS_INLINE IVec shift_right_signed(IVec x) {
-  return {{x.v[0] >> kBits, x.v[1] >> kBits, x.v[2] >> kBits, x.v[3] >> kBits}};
-}
 ANNULUS_INLINE IVec bit_and(IVec x, uint32_t mask) {
   int32_t m = static_cast<int32_t>(mask);
   return {{x.v[0] & m, x.v[1] & m, x.v[2] & m, x.v[3] & m}};
