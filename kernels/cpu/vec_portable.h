@@ -12,7 +12,6 @@ namespace annulus::kernels::ANNULUS_ISA {
 
 typedef float F4 __attribute__((vector_size(16)));
 typedef int32_t I4 __attribute__((vector_size(16)));
-typedef uint32_t U4 __attribute__((vector_size(16)));
 
 struct Vec {
   F4 v[4];
