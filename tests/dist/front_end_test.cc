@@ -186,14 +186,26 @@ TEST(SlowWorker, StarvedIsNotLost) {
   EXPECT_EQ(wait_serving(cluster.stub(), 0).epoch(), epoch) << cluster.front().err();
 }
 
+// A model whose steps take long enough to be met in the middle of their computing.
+std::string wide_model() {
+  TinyModel wide;
+  wide.ffn = 16384;
+  const std::string path = scratch_directory() + "/wide.gguf";
+  write_gguf(wide, path);
+  return path;
+}
+
 // Its computing thread is held, its heartbeats go on: the deadline of the step decides, and says
-// where everybody was.
+// where everybody was. Held in a long step, where it computes: in a result's write it would hold
+// the lock that heartbeats need.
 TEST(HungWorker, PassesTheDeadlineOfItsStepAndServesAgainOnceItMoves) {
-  Cluster cluster(two_ranks());
+  ClusterOptions options = two_ranks();
+  options.model = wide_model();
+  Cluster cluster(options);
   const std::vector<uint32_t> expected = cluster.answer(kQuestion, 20);
   const pid_t computing = cluster.worker(1)->pid();  // the first thread
-  Stream running(cluster.stub(), ask(kQuestion, 4000));
-  running.wait_tokens(3);
+  Stream running(cluster.stub(), ask(std::string(3900, 'm'), 4));
+  running.wait_prefill(0.01);
   const Clock::time_point hung = Clock::now();
   ASSERT_EQ(ptrace(PTRACE_SEIZE, computing, nullptr, nullptr), 0);
   ASSERT_EQ(ptrace(PTRACE_INTERRUPT, computing, nullptr, nullptr), 0);
@@ -215,11 +227,8 @@ TEST(HungWorker, PassesTheDeadlineOfItsStepAndServesAgainOnceItMoves) {
 // Little more memory than it has, and a step that needs a hundred megabytes: the step fails, the
 // worker does not.
 TEST(StarvedOfMemory, AWorkerEndsTheEpochAndLives) {
-  TinyModel wide;
-  wide.ffn = 16384;
   ClusterOptions options = two_ranks();
-  options.model = scratch_directory() + "/wide.gguf";
-  write_gguf(wide, options.model);
+  options.model = wide_model();
   options.serve_flags.push_back("--max-step-ms=60000");
   Cluster cluster(options);
   const std::vector<uint32_t> expected = cluster.answer(kQuestion, 20);
