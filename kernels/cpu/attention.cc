@@ -189,6 +189,11 @@ void attend(CpuQueue& queue, ConstTensor q, std::span<const Segment> segments,
     block.v_offset_bytes = int64_t{format.kv_heads + it.kv_head} * d * size;
     block.first_key = it.first_key;
     block.last_key = it.last_key;
+    if (const int64_t soon = i + queue.threads();
+        soon < n_items && items[soon].segment == it.segment) {
+      block.soon_first_key = items[soon].first_key;
+      block.soon_last_key = items[soon].last_key;
+    }
     if (it.partial_o != nullptr) {
       block.o = it.partial_o;
       block.lse = it.partial_lse;

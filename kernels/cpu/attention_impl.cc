@@ -10,6 +10,7 @@
 //           -inf; while it is, nothing visible was seen and the shift is 0, so exp gives 0, no NaN.
 //           K and V of padding are never read: they may be uninitialised.
 // Limits    head_dim % 8 == 0 (few: % 32), checked by attention.cc.
+#include "kernels/cpu/attention_fetch.h"
 #include "kernels/cpu/attention_kernels.h"
 #include "kernels/cpu/attention_rows.h"
 #include "kernels/cpu/attention_tiles.h"
@@ -143,28 +144,6 @@ void attend_tiled(const AttendBlock& block, std::byte* scratch) {
   finish(block, s.rows, s.o, columns);
 }
 
-// Brings the rows of keys [first, last) into the second cache by loads in the order of addresses,
-// each run of pages at a time: only such loads make the hardware's streams run at the speed of
-// memory. Strided loads of one head, and prefetch instructions alone in any order and pace, got a
-// third of it (bench/attention, decode at 65536 cached, Zen 4).
-void stream(const AttendBlock& block, int32_t first, int32_t last) {
-  while (first < last) {
-    int64_t row = first;
-    int32_t run = last - first;
-    if (block.pages != nullptr) {
-      const int32_t within = first % block.page_tokens;
-      row = int64_t{block.pages[first / block.page_tokens]} * block.page_tokens + within;
-      if (block.page_tokens - within < run) run = block.page_tokens - within;
-    }
-    const auto* p = reinterpret_cast<const volatile char*>(block.base + row * block.row_bytes);
-    for (int64_t i = 0; i < run * block.row_bytes; i += 64) {
-      __builtin_prefetch(const_cast<const char*>(p) + i + 4096);
-      static_cast<void>(p[i]);
-    }
-    first += run;
-  }
-}
-
 template <int kRows>
 struct RowCount {
   static constexpr int value = kRows;
@@ -204,11 +183,13 @@ ANNULUS_INLINE __m256 load_8(const bf16* p) {
 }
 
 // Scores of R query rows q [R, d] against a tile of keys: 4 keys at a time, so that every load of K
-// (and its widening) serves all rows and 4 R sums hide the latency of an FMA.
+// (and its widening) serves all rows and 4 R sums hide the latency of an FMA. fetch: null if what
+// is read here was counted before.
 template <class E, int R>
 ANNULUS_INLINE void score_rows(const float* q, int32_t d, const std::byte* const* rows,
-                               float* scores) {
+                               float* scores, Fetch* fetch) {
   for (int key = 0; key < kTile; key += 4) {
+    if (fetch != nullptr) fetch->read(int64_t{4} * d * int64_t{sizeof(E)});
     const E* k[4];
     for (int j = 0; j < 4; ++j) k[j] = reinterpret_cast<const E*>(rows[key + j]);
     __m256 acc[R][4];
@@ -242,7 +223,7 @@ ANNULUS_INLINE void score_rows(const float* q, int32_t d, const std::byte* const
 // and the V vector at hand fill the registers exactly.
 template <class E, int R>
 ANNULUS_INLINE void output_rows(float* o, int32_t d, const float* correction, const float* scores,
-                                const std::byte* const* rows) {
+                                const std::byte* const* rows, Fetch* fetch) {
   for (int32_t c = 0; c < d; c += 32) {  // head_dim % 32 == 0
     __m256 acc[R][4];
     ANNULUS_UNROLL
@@ -251,6 +232,7 @@ ANNULUS_INLINE void output_rows(float* o, int32_t d, const float* correction, co
       for (int j = 0; j < 4; ++j) acc[r][j] = _mm256_setzero_ps();
     }
     for (int key = 0; key < kTile; ++key) {
+      if (fetch != nullptr) fetch->read(32 * int64_t{sizeof(E)});
       const E* v = reinterpret_cast<const E*>(rows[key]) + c;
       __m256 p[R];
       ANNULUS_UNROLL
@@ -276,20 +258,21 @@ ANNULUS_INLINE void output_rows(float* o, int32_t d, const float* correction, co
 
 template <class Dot, class E>
 ANNULUS_INLINE void score_tile(const float* q, int32_t m, int32_t d, const std::byte* const* rows,
-                               float* scores) {
+                               float* scores, Fetch& fetch) {
   by_rows<3>(
       m, [&](auto count, int32_t i) __attribute__((always_inline)) {
-        score_rows<E, decltype(count)::value>(q + int64_t{i} * d, d, rows, scores + i * kTile);
+        score_rows<E, decltype(count)::value>(q + int64_t{i} * d, d, rows, scores + i * kTile,
+                                              i == 0 ? &fetch : nullptr);
       });
 }
 
 template <class Dot, class E>
 ANNULUS_INLINE void output_tile(float* o, int32_t m, int32_t d, const float* correction,
-                                const float* scores, const std::byte* const* rows) {
+                                const float* scores, const std::byte* const* rows, Fetch& fetch) {
   by_rows<3>(
       m, [&](auto count, int32_t i) __attribute__((always_inline)) {
         output_rows<E, decltype(count)::value>(o + int64_t{i} * d, d, correction + i,
-                                               scores + i * kTile, rows);
+                                               scores + i * kTile, rows, i == 0 ? &fetch : nullptr);
       });
 }
 
@@ -297,7 +280,7 @@ ANNULUS_INLINE void output_tile(float* o, int32_t m, int32_t d, const float* cor
 
 template <class Dot, class E>
 ANNULUS_INLINE void score_tile(const typename Dot::Element* q, int32_t m, int32_t d,
-                               const std::byte* const* rows, float* scores) {
+                               const std::byte* const* rows, float* scores, Fetch&) {
   for (int key = 0; key < kTile; key += 16)
     for (int32_t i = 0; i < m; ++i)
       store(scores + i * kTile + key,
@@ -321,7 +304,7 @@ ANNULUS_INLINE void output_rows(float* o, int32_t d, const float* correction, co
 
 template <class Dot, class E>
 ANNULUS_INLINE void output_tile(float* o, int32_t m, int32_t d, const float* correction,
-                                const float* scores, const std::byte* const* rows) {
+                                const float* scores, const std::byte* const* rows, Fetch&) {
   by_rows<4>(
       m, [&](auto count, int32_t i) __attribute__((always_inline)) {
         output_rows<Dot, E, decltype(count)::value>(o + int64_t{i} * d, d, correction + i,
@@ -339,16 +322,13 @@ void attend_few(const AttendBlock& block, std::byte* scratch) {
   begin<Dot, E>(block, s, d / Dot::kPerWord);
   const Bounds all = bounds(s.rows.position, 0, m);
   const int64_t head_bytes = d * int64_t{sizeof(E)};
-  const int64_t streamed = (int64_t{128} << 10) / (kTile * block.row_bytes);  // tiles at once
-  const int32_t step = kTile * static_cast<int32_t>(streamed < 1 ? 1 : streamed);
+  Fetch fetch(block);
 
   KeyTile tile;
   const std::byte* rows[kTile];
   for (int32_t first = block.first_key; first < block.last_key; first += kTile) {
-    if ((first - block.first_key) % step == 0) {
-      if (first != block.first_key && block.poll != nullptr) block.poll(block.poll_context);
-      stream(block, first, block.last_key - first < step ? block.last_key : first + step);
-    }
+    if (first != block.first_key && block.poll != nullptr) block.poll(block.poll_context);
+    fetch.tile(first);
     locate(block, first, tile);
     if (tile.lowest > all.highest) continue;
     const bool masked = tile.highest > all.lowest;
@@ -356,11 +336,12 @@ void attend_few(const AttendBlock& block, std::byte* scratch) {
       const int32_t at = head * m;
       const auto* q = reinterpret_cast<const typename Dot::Element*>(s.q) + int64_t{at} * d;
       resolve(tile, block.k_offset_bytes + head * head_bytes, rows);
-      score_tile<Dot, E>(q, m, d, rows, s.scores);
+      score_tile<Dot, E>(q, m, d, rows, s.scores, fetch);
       for (int32_t i = 0; i < m; ++i)
         soften<Dot>(s.scores + i * kTile, masked, tile, block.scale, s.rows, at + i);
       resolve(tile, block.v_offset_bytes + head * head_bytes, rows);
-      output_tile<Dot, E>(s.o + int64_t{at} * d, m, d, s.rows.correction + at, s.scores, rows);
+      output_tile<Dot, E>(s.o + int64_t{at} * d, m, d, s.rows.correction + at, s.scores, rows,
+                          fetch);
     }
   }
   finish(block, s.rows, s.o, d);

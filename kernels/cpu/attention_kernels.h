@@ -31,6 +31,7 @@ struct AttendBlock {
   int64_t row_bytes = 0;
   int64_t k_offset_bytes = 0, v_offset_bytes = 0;  // of the first KV head within a KV row
   int32_t first_key = 0, last_key = 0;             // [first, last) in storage order
+  int32_t soon_first_key = 0, soon_last_key = 0;   // keys likely to be taken up after these
 
   float* o = nullptr;  // result of row r, query head h (counted from the first): o + (r * out_heads
                        // + h) * head_dim
