@@ -143,6 +143,7 @@ absl::StatusOr<std::vector<GoldenAnswer>> run_cases(const Client& client,
     first = end;
   }
   std::vector<GoldenAnswer> answers;
+  answers.reserve(results.size());
   for (auto& r : results) answers.push_back(*std::move(r));
   return answers;
 }

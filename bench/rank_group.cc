@@ -83,6 +83,7 @@ void rank_main(int fd, int32_t world_rank, const RankGroupOptions& options) {
   if (!world.ok()) throw kernels::DeviceError(std::string(world.status().message()));
   send_message(fd, (*world)->address());
   std::vector<std::string> addresses;
+  addresses.reserve(static_cast<size_t>(options.topology.world()));
   for (int32_t r = 0; r < options.topology.world(); ++r)
     addresses.push_back(receive_message(fd).value());
   if (const absl::Status s = (*world)->connect(addresses); !s.ok())

@@ -106,7 +106,7 @@ absl::StatusOr<RecallPrompt> prepare(const Options& o, int64_t tokens, const std
   auto prompt =
       make_recall_prompt({tokens, chunk_for(o, tokens), o.cp}, o.head_dim, o.tp, o.decode);
   if (!prompt.ok()) return prompt;
-  if (const absl::Status s = write_recall_model(prompt->model, folder); !s.ok()) return s;
+  if (absl::Status s = write_recall_model(prompt->model, folder); !s.ok()) return s;
   return prompt;
 }
 

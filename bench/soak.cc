@@ -94,7 +94,8 @@ absl::StatusOr<Holdings> settled(const ServerProcess& server, const Client& clie
 // look like a leak.
 absl::Status touch_kv(const Client& client, const std::vector<int32_t>& ids,
                       const Options& options) {
-  const auto rows = static_cast<size_t>(options.cp * (options.kv_rows - 4 * kPageTokens));
+  const auto rows =
+      static_cast<size_t>(options.cp) * static_cast<size_t>(options.kv_rows - 4 * kPageTokens);
   v1::GenerateRequest request;
   request.set_packed_tokens(
       pack_tokens({ids.begin(), ids.begin() + static_cast<int64_t>(std::min(rows, ids.size()))}));
@@ -128,9 +129,9 @@ class Soak {
       if (seconds_since(start) < told + 10) continue;
       told = seconds_since(start);
       const std::lock_guard lock(mutex_);
-      std::fprintf(stderr, "%5.0f s: %lld streams ended, %d wrong, %lld tokens\n", told,
-                   static_cast<long long>(next_ - options_.streams + idle_), wrong_,
-                   static_cast<long long>(tokens_));
+      const long long ended = next_ - options_.streams + idle_, tokens = tokens_;
+      std::fprintf(stderr, "%5.0f s: %lld streams ended, %d wrong, %lld tokens\n", told, ended,
+                   wrong_, tokens);
     }
     idle_ = 0;
   }
@@ -180,8 +181,8 @@ int compare(const Holdings& before, const Holdings& after, int64_t streams) {
   int faults = 0;
   std::printf("%-10s %15s %15s %15s\n", "", "resident MB", "descriptors", "KV rows");
   for (const auto& [who, bytes] : before.resident_bytes) {
-    const auto rows = [&](const Holdings& h) {
-      return h.kv_rows.contains(who) ? h.kv_rows.at(who) : 0;
+    const auto rows = [&name = who](const Holdings& h) {
+      return h.kv_rows.contains(name) ? h.kv_rows.at(name) : 0;
     };
     const int64_t now = after.resident_bytes.at(who);
     const int64_t files = after.descriptors.at(who) - before.descriptors.at(who);
@@ -217,7 +218,7 @@ absl::Status run(const Options& options) {
   if (!server.ok()) return server.status();
   const Client client(server->address());
 
-  if (const absl::Status status = touch_kv(client, ids, options); !status.ok()) return status;
+  if (absl::Status status = touch_kv(client, ids, options); !status.ok()) return status;
   std::mt19937_64 random(options.seed);
   std::fprintf(stderr, "answering %d conversations alone\n", options.conversations);
   const auto talks = answered_alone(client, ids, options.conversations, options.longest, random);

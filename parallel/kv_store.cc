@@ -13,8 +13,7 @@ namespace annulus::parallel {
 KvStore::KvStore(const kernels::KvFormat& format, int32_t layers, int64_t capacity_rows)
     : format_(format),
       layers_(layers),
-      pages_((capacity_rows + format.page_tokens - 1) / format.page_tokens),
-      layer_bytes_(0) {
+      pages_((capacity_rows + format.page_tokens - 1) / format.page_tokens) {
   ANNULUS_CHECK(layers > 0 && pages_ > 0, layers, " layers, ", pages_, " pages");
   // Before anything is allocated or multiplied: no machine maps more than 2^47 bytes.
   const double wanted = static_cast<double>(pages_) * static_cast<double>(format.page_bytes()) *

@@ -52,7 +52,7 @@ class KvStore {
 
   kernels::KvFormat format_;
   int32_t layers_;
-  int64_t pages_, layer_bytes_;
+  int64_t pages_, layer_bytes_ = 0;
   std::byte* memory_ = nullptr;
   std::vector<int32_t> users_;  // per page
   std::vector<int32_t> free_;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <mutex>
 #include <random>
@@ -69,6 +70,18 @@ absl::StatusOr<std::vector<int32_t>> encode_chat(const v1::Chat& chat, const Tok
     messages.push_back({message.role(), message.content()});
   }
   return tokenizer->encode_chat(messages, /*add_generation_prompt=*/true);
+}
+
+absl::Status check_text_fits(const v1::GenerateRequest& proto, const Tokenizer* tokenizer,
+                             int64_t context) {
+  if (tokenizer == nullptr) return absl::OkStatus();
+  int64_t bytes = std::ssize(proto.text());
+  for (const v1::Message& message : proto.chat().messages()) bytes += std::ssize(message.content());
+  const int64_t most = context * tokenizer->longest_token_bytes();
+  if (bytes <= most) return absl::OkStatus();
+  return absl::OutOfRangeError(absl::StrCat(
+      "the prompt has ", bytes, " bytes of text; the context of ", context,
+      " tokens holds at most ", most, "; shorten it or serve with a larger --context"));
 }
 
 absl::StatusOr<std::vector<int32_t>> prompt_ids(const v1::GenerateRequest& proto,
@@ -189,7 +202,8 @@ uint64_t draw_seed() {
 }
 
 absl::StatusOr<GenerateRequest> to_request(const v1::GenerateRequest& proto,
-                                           const Tokenizer* tokenizer, int32_t vocab) {
+                                           const Tokenizer* tokenizer, int32_t vocab,
+                                           int64_t context) {
   GenerateRequest out;
   if (proto.request_id().size() > kMaxRequestIdBytes) {
     return invalid("request_id has ", proto.request_id().size(), " bytes, at most ",
@@ -212,6 +226,7 @@ absl::StatusOr<GenerateRequest> to_request(const v1::GenerateRequest& proto,
   auto forced = token_ids(proto.forced_tokens(), vocab, "forced_tokens");
   if (!forced.ok()) return forced.status();
   out.forced_tokens = *std::move(forced);
+  if (auto status = check_text_fits(proto, tokenizer, context); !status.ok()) return status;
   auto prompt = prompt_ids(proto, tokenizer, vocab);
   if (!prompt.ok()) return prompt.status();
   out.prompt = *std::move(prompt);

@@ -19,9 +19,11 @@
 
 namespace annulus::server {
 
-// tokenizer may be null. A missing seed is drawn.
+// tokenizer may be null. A missing seed is drawn. Text that no tokens of the context can hold is
+// OutOfRange before it is tokenised: that takes seconds and many times its size.
 absl::StatusOr<GenerateRequest> to_request(const v1::GenerateRequest& proto,
-                                           const Tokenizer* tokenizer, int32_t vocab);
+                                           const Tokenizer* tokenizer, int32_t vocab,
+                                           int64_t context);
 absl::StatusOr<v1::TokenizeResponse> tokenize(const v1::TokenizeRequest& proto,
                                               const Tokenizer* tokenizer);
 absl::StatusOr<v1::DetokenizeResponse> detokenize(const v1::DetokenizeRequest& proto,

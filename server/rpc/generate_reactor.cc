@@ -26,7 +26,8 @@ void GenerateReactor::admit(const grpc::ByteBuffer& request) {
   if (is_cancelled()) return close_with(absl::CancelledError("cancelled by the client"));
   const auto proto = parse<v1::GenerateRequest>(request);
   if (!proto.ok()) return close_with(proto.status());
-  auto converted = to_request(*proto, core_.tokenizer.get(), core_.config.vocab);
+  auto converted =
+      to_request(*proto, core_.tokenizer.get(), core_.config.vocab, core_.facts.served_context);
   if (!converted.ok()) return close_with(converted.status());
   context_ = {.seed = converted->sampling.seed, .logprobs = converted->top_logprobs >= 0};
 

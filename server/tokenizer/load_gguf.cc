@@ -88,7 +88,7 @@ absl::StatusOr<std::unique_ptr<const Tokenizer>> tokenizer_from_gguf_metadata(
   if (fields.add_bos) data.add_bos = *fields.add_bos;
   data.chat_template = std::move(fields.chat_template);
   data.tokens = std::move(fields.tokens);
-  return Tokenizer::create(std::move(data));
+  return Tokenizer::create(data);
 }
 
 absl::StatusOr<GgufTokenizerFields> gguf_tokenizer_fields(const parallel::GgufFile& file) {

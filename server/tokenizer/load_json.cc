@@ -363,7 +363,7 @@ absl::StatusOr<std::unique_ptr<const Tokenizer>> tokenizer_from_json(
   const bool folder = std::filesystem::is_directory(path, error);
   absl::StatusOr<TokenizerData> data = Loader(folder ? path / "tokenizer.json" : path).load();
   if (!data.ok()) return data.status();
-  return Tokenizer::create(*std::move(data));
+  return Tokenizer::create(*data);
 }
 
 }  // namespace annulus::server

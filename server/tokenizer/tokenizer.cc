@@ -2,6 +2,7 @@
 #include "server/tokenizer/tokenizer.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 
 #include "kernels/core/check.h"
@@ -54,7 +55,7 @@ struct Tokenizer::Cache {
   Bpe::Scratch scratch;
 };
 
-absl::StatusOr<std::unique_ptr<const Tokenizer>> Tokenizer::create(TokenizerData data) {
+absl::StatusOr<std::unique_ptr<const Tokenizer>> Tokenizer::create(const TokenizerData& data) {
   std::unique_ptr<Tokenizer> made(new Tokenizer);
   if (absl::Status s = made->set_vocabulary(data); !s.ok()) return s;
   if (absl::Status s = made->set_merges(data); !s.ok()) return s;
@@ -84,6 +85,7 @@ absl::Status Tokenizer::set_vocabulary(const TokenizerData& data) {
     if (kinds_[i] == TokenKind::kNormal) bytes = bytes_of_spelling(data.tokens[i]);
     const bool spelled = bytes.has_value();  // else the token stands for its text as it is
     bytes_.push_back(spelled ? *std::move(bytes) : data.tokens[i]);
+    longest_token_bytes_ = std::max(longest_token_bytes_, std::ssize(bytes_.back()));
     if (spelled && bytes_[i].size() == 1) {
       bpe_.set_byte(static_cast<uint8_t>(bytes_[i][0]), id);
       any_byte = true;

@@ -53,7 +53,7 @@ struct TokenizerData {
 
 class Tokenizer {
  public:
-  static absl::StatusOr<std::unique_ptr<const Tokenizer>> create(TokenizerData data);
+  static absl::StatusOr<std::unique_ptr<const Tokenizer>> create(const TokenizerData& data);
 
   // parse_special: whether "<|im_end|>" in the text becomes that control token or stays plain
   // characters.
@@ -77,6 +77,7 @@ class Tokenizer {
   // What a token stands for, perhaps a part of a character; a control token stands for its name, an
   // id outside the vocabulary (models pad theirs) for nothing.
   std::string_view token_bytes(int32_t id) const;
+  int64_t longest_token_bytes() const { return longest_token_bytes_; }
   std::optional<int32_t> control_id(std::string_view name) const;
 
   bool add_bos() const { return add_bos_; }
@@ -103,6 +104,7 @@ class Tokenizer {
 
   std::vector<TokenKind> kinds_;
   std::vector<std::string> bytes_;  // by id
+  int64_t longest_token_bytes_ = 0;
   absl::flat_hash_map<std::string_view, int32_t>
       whole_;  // bytes of normal tokens, when merges are ignored; views bytes_
   absl::flat_hash_map<std::string_view, int32_t> controls_;  // by name; views bytes_

@@ -10,9 +10,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <limits>
 #include <random>
+#include <thread>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -440,6 +443,53 @@ TEST_F(UnderFire, GarbageOnBothPortsLeavesNothingBehind) {
               before.descriptors, after.descriptors, before.threads, after.threads,
               static_cast<long long>(before.resident_kib),
               static_cast<long long>(after.resident_kib));
+}
+
+// Many of the largest requests at once: what they hold is bounded by the server's message buffers
+// (256 MiB here), not by their number.
+TEST_F(UnderFire, TheLargestRequestsAtOnceHoldBoundedMemory) {
+  constexpr int kClients = 120;
+  const v1::GenerateRequest request = ask(std::string(size_t{8 << 20} - 64, 'm'), 1);
+  const pid_t front = cluster_->front().pid();
+  const int64_t before = held_by(front).resident_kib;
+  std::atomic<int> running = kClients;
+  std::vector<grpc::Status> ends(kClients);
+  std::vector<std::thread> clients;
+  for (grpc::Status& end : ends) {
+    clients.emplace_back([&] {
+      grpc::ChannelArguments arguments;
+      arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+      const auto stub = v1::Inference::NewStub(grpc::CreateCustomChannel(
+          cluster_->address(), grpc::InsecureChannelCredentials(), arguments));
+      grpc::ClientContext context;
+      context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
+      const auto reader = stub->Generate(&context, request);
+      v1::GenerateResponse event;
+      while (reader->Read(&event)) {
+      }
+      end = reader->Finish();
+      --running;
+    });
+  }
+  int64_t peak = 0;
+  while (running > 0) {
+    peak = std::max(peak, held_by(front).resident_kib);
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  for (std::thread& client : clients) client.join();
+  int refused = 0;
+  for (const grpc::Status& end : ends) {
+    refused += end.error_code() == StatusCode::OUT_OF_RANGE;
+    EXPECT_TRUE(end.error_code() == StatusCode::OUT_OF_RANGE ||
+                end.error_code() == StatusCode::RESOURCE_EXHAUSTED ||
+                end.error_code() == StatusCode::UNAVAILABLE)
+        << end.error_code() << " " << end.error_message();
+  }
+  EXPECT_GT(refused, 0);
+  EXPECT_LT(peak - before, 512 << 10) << "KiB";  // with what is being parsed; all: 960
+  std::printf("%d refused, %d cut off, resident +%lld MiB\n", refused, kClients - refused,
+              static_cast<long long>(peak - before) >> 10);
+  expect_unharmed();
 }
 
 // A client that asks and never reads: its answer piles up to the outbox's limit at most, and goes

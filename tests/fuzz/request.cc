@@ -28,7 +28,7 @@ void check_generate(const std::string& bytes) {
   if (!proto.ParseFromString(bytes)) return;
   for (const server::Tokenizer* text :
        {tokenizer(), static_cast<const server::Tokenizer*>(nullptr)}) {
-    const auto request = server::to_request(proto, text, kVocab);
+    const auto request = server::to_request(proto, text, kVocab, /*context=*/1024);
     if (!request.ok()) {
       check_error(request.status());
       continue;

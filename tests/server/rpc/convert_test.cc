@@ -15,7 +15,8 @@
 namespace annulus::server {
 namespace {
 
-constexpr int32_t kVocab = 288;  // of the tiny model, whose first 256 ids are bytes
+constexpr int32_t kVocab = 288;
+constexpr int64_t kContext = 512;  // of the tiny model, whose first 256 ids are bytes
 
 const parallel::Checkpoint& checkpoint() {
   static const parallel::Checkpoint opened = [] {
@@ -32,7 +33,7 @@ const Tokenizer* tokenizer() {
 }
 
 absl::StatusOr<GenerateRequest> convert(const v1::GenerateRequest& proto) {
-  return to_request(proto, tokenizer(), kVocab);
+  return to_request(proto, tokenizer(), kVocab, kContext);
 }
 
 // The error that a request gets from conversion or, if that lets it pass, from the engine's check.
@@ -193,6 +194,20 @@ TEST(ToRequest, RefusesSamplingOutOfRange) {
   }
 }
 
+TEST(ToRequest, TextThatNoContextCanHoldIsRefusedBeforeItIsTokenised) {
+  const int64_t most = kContext * tokenizer()->longest_token_bytes();
+  v1::GenerateRequest proto;
+  proto.set_text(std::string(static_cast<size_t>(most), 'm'));
+  EXPECT_TRUE(convert(proto).ok()) << convert(proto).status();
+  proto.mutable_text()->push_back('m');
+  expect_refused(proto, absl::StatusCode::kOutOfRange, "--context");
+  const std::string text = proto.text();
+  v1::Message& message = *proto.mutable_chat()->add_messages();
+  message.set_role("user");
+  message.set_content(text);
+  expect_refused(proto, absl::StatusCode::kOutOfRange, "--context");
+}
+
 TEST(ToRequest, ChatNeedsATemplateAndIsWhole) {
   v1::GenerateRequest proto;
   proto.mutable_chat()->add_messages()->set_role("user");
@@ -204,13 +219,13 @@ TEST(ToRequest, ChatNeedsATemplateAndIsWhole) {
   fields.chat_template = "{{ unknown }}";
   const auto untemplated = tokenizer_from_gguf_metadata(std::move(fields));
   ASSERT_TRUE(untemplated.ok()) << untemplated.status();
-  const auto refused = to_request(proto, untemplated->get(), kVocab);
+  const auto refused = to_request(proto, untemplated->get(), kVocab, kContext);
   EXPECT_TRUE(absl::IsFailedPrecondition(refused.status())) << refused.status();
 
   proto.set_append(true);
   proto.set_session("s");
   expect_refused(proto, absl::StatusCode::kInvalidArgument, "whole chat");
-  const auto without = to_request(hello(), nullptr, kVocab);
+  const auto without = to_request(hello(), nullptr, kVocab, kContext);
   EXPECT_TRUE(absl::IsFailedPrecondition(without.status())) << without.status();
 }
 

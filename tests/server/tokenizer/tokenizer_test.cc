@@ -16,7 +16,7 @@ namespace {
 using Ids = std::vector<int32_t>;
 
 std::unique_ptr<const Tokenizer> make(TokenizerData data) {
-  auto made = Tokenizer::create(std::move(data));
+  auto made = Tokenizer::create(data);
   EXPECT_TRUE(made.ok()) << made.status();
   return *std::move(made);
 }
@@ -170,7 +170,7 @@ TEST(Tokenizer, MegabytesTakeSeconds) {
 
 TEST(Tokenizer, InconsistentDataIsRefused) {
   const auto refuses = [](TokenizerData data, const std::string& part) {
-    const auto made = Tokenizer::create(std::move(data));
+    const auto made = Tokenizer::create(data);
     EXPECT_EQ(made.status().code(), absl::StatusCode::kInvalidArgument);
     EXPECT_NE(made.status().ToString().find(part), std::string::npos) << made.status();
   };
