@@ -2,6 +2,7 @@
 #include "bench/policy.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 
 #include "bench/rank_flags.h"
@@ -65,7 +66,7 @@ absl::Status run(const RankFlags& flags, const Sweep& sweep) {
   int32_t slot = 0;
   for (const double miss : sweep.miss_percent) {
     const int32_t fresh =
-        std::clamp(static_cast<int32_t>(sweep.total * miss / 100 + 0.5), 1, sweep.total);
+        std::clamp(static_cast<int32_t>(std::lround(sweep.total * miss / 100)), 1, sweep.total);
     const int32_t cached = sweep.total - fresh;
     std::vector<double> times[kVariants];
     int64_t bytes[kVariants] = {};

@@ -73,7 +73,7 @@ absl::StatusOr<RecallPrompt> make_recall_prompt(const RecallLayout& layout, int3
   int64_t begin = layout.tokens, free = 0, before = needles;
   while (begin > 0 && free < before) {
     --begin;
-    places.count(begin) > 0 ? --before : ++free;
+    places.contains(begin) ? --before : ++free;
   }
   if (free < before || before == 0) {
     return absl::InvalidArgumentError(absl::StrCat(layout.tokens,
@@ -97,7 +97,7 @@ absl::StatusOr<RecallPrompt> make_recall_prompt(const RecallLayout& layout, int3
   }
   int32_t asked = 0;
   for (int64_t p = begin; p < layout.tokens; ++p) {
-    if (places.count(p) > 0 || asked == before) continue;
+    if (places.contains(p) || asked == before) continue;
     out.ids[static_cast<size_t>(p)] = out.model.ask_id(asked);
     out.prompt_checks.push_back({p, asked, true});
     ++asked;

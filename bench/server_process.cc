@@ -53,6 +53,7 @@ absl::StatusOr<ServerProcess> ServerProcess::start(const std::vector<std::string
   std::vector<std::string> args = {annulus_binary(), "serve", "--port", "0", "--ready-file", ready};
   args.insert(args.end(), flags.begin(), flags.end());
   std::vector<char*> argv;
+  argv.reserve(args.size() + 1);
   for (std::string& a : args) argv.push_back(a.data());
   argv.push_back(nullptr);
 

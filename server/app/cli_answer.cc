@@ -122,6 +122,7 @@ std::string AnswerView::figures() const {
     const std::map<std::string, double> predicted(last_progress_.predicted_us().begin(),
                                                   last_progress_.predicted_us().end());
     std::vector<std::string> parts;
+    parts.reserve(predicted.size());
     for (const auto& [variant, us] : predicted) {
       parts.push_back(absl::StrCat(variant, " ", microseconds(us)));
     }

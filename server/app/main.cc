@@ -2,6 +2,7 @@
 // The program `annulus`: one subcommand is parsed and run.
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <exception>
 #include <string>
 
 #include "server/app/build.h"
@@ -18,31 +19,40 @@ constexpr const char* kExamples = R"(Examples:
   annulus status                                ranks, KV use, what the ring chose
 Every subcommand has --help with examples.)";
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   annulus::server::tame_grpc_log();
   CLI::App app("Annulus: exact long-context inference over tensor- and context-parallel ranks",
                "annulus");
   app.footer(kExamples);
   app.set_version_flag("--version", std::string("annulus ") + annulus::server::kBuild);
   app.require_subcommand(1);
-  annulus::server::Command run;
-  annulus::server::add_serve(app, run);
-  annulus::server::add_worker(app, run);
-  annulus::server::add_generate(app, run);
-  annulus::server::add_chat(app, run);
-  annulus::server::add_status(app, run);
+  annulus::server::Command command;
+  annulus::server::add_serve(app, command);
+  annulus::server::add_worker(app, command);
+  annulus::server::add_generate(app, command);
+  annulus::server::add_chat(app, command);
+  annulus::server::add_status(app, command);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& wanted) {  // --help, --version
     return app.exit(wanted);
   } catch (const CLI::ParseError& error) {
-    const std::string command =
+    const std::string name =
         app.get_subcommands().empty() ? "" : " " + app.get_subcommands().front()->get_name();
-    std::fprintf(stderr, "annulus%s: %s (annulus%s --help shows how)\n", command.c_str(),
-                 annulus::server::one_line(error.what()).c_str(), command.c_str());
+    std::fprintf(stderr, "annulus%s: %s (annulus%s --help shows how)\n", name.c_str(),
+                 annulus::server::one_line(error.what()).c_str(), name.c_str());
     return 2;
   }
-  return run();
+  return command();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const std::exception& error) {  // of memory, threads: what nobody below could mend
+    std::fprintf(stderr, "annulus: %s\n", error.what());
+    return 1;
+  }
 }

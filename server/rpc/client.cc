@@ -27,7 +27,7 @@ struct InferenceClient::Impl {
   grpc::ClientContext* running = nullptr;
 
   absl::Status explain(const grpc::Status& status) const {
-    const absl::Status out = from_grpc(status);
+    absl::Status out = from_grpc(status);
     // A server's own UNAVAILABLE comes over a connection that stands.
     if (!absl::IsUnavailable(out) || channel->GetState(false) == GRPC_CHANNEL_READY) return out;
     return absl::UnavailableError(
