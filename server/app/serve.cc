@@ -22,6 +22,7 @@
 #include "parallel/comm_ucx.h"
 #include "parallel/rank.h"
 #include "server/app/build.h"
+#include "server/app/bus_error.h"
 #include "server/app/local_workers.h"
 #include "server/app/served_model.h"
 #include "server/engine.h"
@@ -337,6 +338,7 @@ int run_serve(ServeConfig config) {
   const sigset_t set = ending_signals();
   sigprocmask(SIG_BLOCK, &set, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
+  explain_bus_errors(config.model);
   FrontEnd front_end(std::move(config));
   if (const absl::Status status = front_end.start(); !status.ok()) {
     return usage_error(status.message());

@@ -22,6 +22,7 @@
 #include "kernels/core/check.h"
 #include "parallel/model/checkpoint.h"
 #include "server/app/build.h"
+#include "server/app/bus_error.h"
 #include "server/app/epoch_rank.h"
 #include "server/app/worker_inbox.h"
 #include "server/one_line.h"
@@ -394,6 +395,7 @@ void end_on_signals() {
 int run_worker(const WorkerOptions& options) {
   prctl(PR_SET_NAME, "annulus-worker");  // a local one was started as /proc/self/exe
   end_on_signals();
+  explain_bus_errors(options.model);
   auto checkpoint = parallel::Checkpoint::open(options.model, options.overrides);
   if (!checkpoint.ok()) {
     const absl::string_view why = checkpoint.status().message();

@@ -4,10 +4,12 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <filesystem>
 #include <thread>
 
 #include "bench/server_process.h"
 #include "tests/dist/command.h"
+#include "tests/support/tiny_model.h"
 
 namespace annulus::testing {
 namespace {
@@ -101,6 +103,29 @@ TEST_F(Faults, WorkersDoNotOutliveAFrontEndThatIsKilled) {
   for (const v1::Rank& rank : cluster_.ranks()) {
     EXPECT_TRUE(wait_gone(static_cast<pid_t>(rank.pid()), 5));
   }
+}
+
+// The embedding is looked up in the mapped file: cut short, the kernel ends who reads it.
+TEST(Supervision, AModelFileCutShortInUseIsNamed) {
+  const std::string model = scratch_directory() + "/cut.gguf";
+  std::filesystem::copy_file(tiny_model_file(), model,
+                             std::filesystem::copy_options::overwrite_existing);
+  Process server({bench::annulus_binary(), "serve", "--model", model, "--cp", "2", "--port", "0",
+                  "--threads", "1"});
+  ASSERT_TRUE(server.wait_for_output("annulus: ready on ")) << server.err();
+  const std::string out = server.out();
+  const size_t at = out.find("ready on ") + 9;
+  const auto stub = stub_for(out.substr(at, out.find(' ', at) - at));
+  std::filesystem::resize_file(model, 0);
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, ask("hello", 5));
+  v1::GenerateResponse event;
+  while (reader->Read(&event)) {
+  }
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+  const Outcome outcome = server.wait();
+  EXPECT_EQ(outcome.code, 1);
+  EXPECT_NE(outcome.err.find(model + " was cut short"), std::string::npos) << outcome.err;
 }
 
 TEST(Supervision, RanksThatCannotStartEndTheServerWithTheReason) {
