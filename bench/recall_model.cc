@@ -14,6 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/dtype.h"
+#include "server/tokenizer/byte_alphabet.h"
 
 namespace annulus::bench {
 namespace {
@@ -213,23 +214,10 @@ std::string config_json(const RecallModel& m) {
       .dump(2);
 }
 
-// The printable stand-in of a byte in byte-level vocabularies, UTF-8.
-std::string byte_token(int byte) {
-  const auto printable = [](int b) {
-    return (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || (b >= 174 && b <= 255);
-  };
-  int code = byte;
-  if (!printable(byte)) {
-    code = 256;
-    for (int b = 0; b < byte; ++b) code += printable(b) ? 0 : 1;
-  }
-  if (code < 128) return std::string(1, static_cast<char>(code));
-  return {static_cast<char>(0xc0 | (code >> 6)), static_cast<char>(0x80 | (code & 63))};
-}
-
 std::string tokenizer_json(const RecallModel& m) {
   json vocab = json::object();
-  for (int b = 0; b < RecallModel::kFillers; ++b) vocab[byte_token(b)] = b;
+  for (int b = 0; b < RecallModel::kFillers; ++b)
+    vocab[server::spelling_of_bytes(std::string(1, static_cast<char>(b)))] = b;
   for (int32_t i = 0; i < m.needles; ++i) {
     vocab[absl::StrCat("<needle", i, ">")] = m.needle_id(i);
     vocab[absl::StrCat("<ask", i, ">")] = m.ask_id(i);
