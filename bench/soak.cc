@@ -116,6 +116,7 @@ class Soak {
   void run(double seconds) {
     const Clock::time_point start = Clock::now();
     std::vector<std::jthread> threads;
+    threads.reserve(static_cast<size_t>(options_.streams));
     for (int i = 0; i < options_.streams; ++i) {
       threads.emplace_back([&] {
         const Client client(server_.address());
