@@ -121,7 +121,7 @@ SessionEnd Session::run() {
   registration->set_model_fingerprint(checkpoint_.fingerprint());
   registration->set_secret(options_.secret);
   if (held_.world_rank >= 0) registration->set_last_rank(held_.world_rank);
-  if (!client_.write(hello)) return SessionEnd::kDisconnected;
+  if (!client_.write(std::move(hello))) return SessionEnd::kDisconnected;
 
   std::thread reader([this] { read_loop(); });
   std::thread heart([this] { heartbeat_loop(); });
@@ -188,7 +188,7 @@ void Session::heartbeat_loop() {
       heartbeat->set_layer(crumb.layer);
       heartbeat->set_hop(crumb.hop);
     }
-    client_.write(message);
+    client_.write(std::move(message));
     lock.lock();
   }
 }
@@ -279,7 +279,7 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
                                             v1::WorkerMessage message;
                                             message.mutable_load_progress()->set_done_bytes(done);
                                             message.mutable_load_progress()->set_total_bytes(total);
-                                            client_.write(message);
+                                            client_.write(std::move(message));
                                           });
     if (!weights.ok()) return weights.status();
     held_ = {.world_rank = assignment.world_rank(),
@@ -306,7 +306,7 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
     const std::lock_guard lock(mutex_);
     epoch_ = *std::move(epoch);
   }
-  client_.write(message);
+  client_.write(std::move(message));
   return absl::OkStatus();
 }
 
@@ -325,7 +325,7 @@ void Session::on_peers(const v1::Peers& peers) {
       (*ready->mutable_profile()->mutable_values())[field] = value;
     }
     step_ended_.reset();
-    client_.write(message);
+    client_.write(std::move(message));
   });
 }
 
@@ -348,7 +348,7 @@ void Session::on_plan(const v1::Plan& message) {
     v1::WorkerMessage answer;
     answer.mutable_answer()->set_epoch(epoch->epoch());
     answer.mutable_answer()->set_result(parallel::encode(*result));
-    client_.write(answer);
+    client_.write(std::move(answer));
   });
 }
 
@@ -363,7 +363,7 @@ void Session::fail(const std::string& what) {
   v1::WorkerMessage message;
   message.mutable_failure()->set_epoch(epoch);
   message.mutable_failure()->set_what(what);
-  client_.write(message);
+  client_.write(std::move(message));
 }
 
 void Session::drop_epoch() {

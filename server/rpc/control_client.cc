@@ -5,8 +5,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <condition_variable>
+#include <deque>
 #include <limits>
 #include <mutex>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -19,13 +22,39 @@ struct ControlClient::Impl {
   std::unique_ptr<v1::Control::Stub> stub;
   grpc::ClientContext context;
   std::unique_ptr<grpc::ClientReaderWriter<v1::WorkerMessage, v1::FrontMessage>> stream;
-  std::mutex write_mutex;
+
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::deque<v1::WorkerMessage> unsent;  // the first one is being sent
+  bool goodbye = false, over = false;    // no more comes; nothing can be sent any more
+  std::thread sender;
+
+  void send_loop();
 };
 
-ControlClient::ControlClient(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+void ControlClient::Impl::send_loop() {
+  std::unique_lock lock(mutex);
+  for (;;) {
+    changed.wait(lock, [this] { return over || goodbye || !unsent.empty(); });
+    if (over || unsent.empty()) break;
+    const v1::WorkerMessage& message = unsent.front();  // others only append
+    lock.unlock();
+    const bool sent = stream->Write(message);
+    lock.lock();
+    unsent.pop_front();
+    over |= !sent;
+    changed.notify_all();
+  }
+  if (!over) stream->WritesDone();
+}
+
+ControlClient::ControlClient(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {
+  impl_->sender = std::thread([this] { impl_->send_loop(); });
+}
 
 ControlClient::~ControlClient() {
   cancel();
+  impl_->sender.join();
   v1::FrontMessage rest;
   while (impl_->stream->Read(&rest)) {
   }
@@ -61,18 +90,26 @@ bool ControlClient::read(v1::FrontMessage* message) {
   return impl_->stream->Read(message);
 }
 
-bool ControlClient::write(const v1::WorkerMessage& message) {
-  const std::lock_guard lock(impl_->write_mutex);
-  return impl_->stream->Write(message);
+bool ControlClient::write(v1::WorkerMessage message) {
+  std::unique_lock lock(impl_->mutex);
+  impl_->changed.wait(lock, [this] { return impl_->over || impl_->unsent.size() < kMostUnsent; });
+  if (impl_->over) return false;
+  impl_->unsent.push_back(std::move(message));
+  impl_->changed.notify_all();
+  return true;
 }
 
 void ControlClient::say_goodbye() {
-  const std::lock_guard lock(impl_->write_mutex);
-  impl_->stream->WritesDone();
+  const std::lock_guard lock(impl_->mutex);
+  impl_->goodbye = true;
+  impl_->changed.notify_all();
 }
 
 void ControlClient::cancel() {
   impl_->context.TryCancel();
+  const std::lock_guard lock(impl_->mutex);
+  impl_->over = true;
+  impl_->changed.notify_all();
 }
 
 }  // namespace annulus::server

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A worker's end of the control plane: one stream of messages both ways, blocking. One thread
-// reads; any thread writes or cancels. Owned by the worker, one per attachment.
+// A worker's end of the control plane: one stream of messages both ways. One thread reads,
+// blocking; any thread writes or cancels. What is written is sent in order by a thread of the
+// client's own, so that a rank computes on meanwhile. Owned by the worker, one per attachment.
 #pragma once
 
 #include <cstdint>
@@ -21,12 +22,15 @@ class ControlClient {
                                                                 absl::Duration patience);
   ~ControlClient();  // cancels
 
-  bool read(v1::FrontMessage* message);          // false: the stream is over
-  bool write(const v1::WorkerMessage& message);  // false: the stream is over
-  void say_goodbye();  // no more writes; the front end then ends the stream
+  bool read(v1::FrontMessage* message);  // false: the stream is over
+  // Waits only while kMostUnsent messages have not left. False: the stream is over.
+  bool write(v1::WorkerMessage message);
+  void say_goodbye();  // after what was written; no more writes: the front end ends the stream
   void cancel();
 
  private:
+  static constexpr size_t kMostUnsent = 8;
+
   struct Impl;
   explicit ControlClient(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
