@@ -19,8 +19,9 @@ using parallel::Variant;
 
 namespace {
 
-// Below this a step is mostly fixed costs (reading the weights once), so no chunk is cut smaller.
-constexpr int64_t kLeastChunk = 64;
+// With fewer rows on a rank a step is mostly fixed costs (reading the weights once), so no chunk is
+// cut smaller.
+constexpr int64_t kLeastRows = 64;
 
 double miss_rate(std::span<const Load> loads, const Group& group) {
   Load all;
@@ -101,7 +102,8 @@ int64_t chunk_end(const PolicyInput& policy, int64_t first, int64_t end,
   if (end - first > limits.most) end = (first + std::max(limits.most, even)) / even * even;
   if (affordable(end)) return end;
 
-  const int64_t least = ceil_div(kLeastChunk, even) * even;
+  const int64_t least = kLeastRows * policy.cp;
+  static_assert(kLeastRows % 2 == 0, "the zigzag is even for multiples of 2 cp");
   const auto boundary = [&](int64_t unit, int64_t k) {
     return std::min(end, (first / unit + k) * unit);
   };
