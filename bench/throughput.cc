@@ -67,20 +67,35 @@ std::vector<int32_t> prompt_ids(int count, int32_t vocab) {
   return ids;
 }
 
+// What start() starts, on one core alone: the index-th that this process may use. A child's
+// affinity is its parent's.
+template <class Start>
+auto on_core(int index, const Start& start) -> decltype(start()) {
+  cpu_set_t before, only;
+  CPU_ZERO(&only);
+  if (sched_getaffinity(0, sizeof before, &before) != 0)
+    return absl::UnavailableError("cannot learn which cores there are");
+  int core = 0;
+  for (int seen = -1; core < CPU_SETSIZE; ++core) {
+    if (CPU_ISSET(static_cast<size_t>(core), &before) && ++seen == index) break;
+  }
+  if (core == CPU_SETSIZE)
+    return absl::InvalidArgumentError("the pair needs a core for each of its ranks");
+  CPU_SET(static_cast<size_t>(core), &only);
+  if (sched_setaffinity(0, sizeof only, &only) != 0)
+    return absl::UnavailableError(absl::StrCat("cannot use core ", core, " alone"));
+  auto started = start();
+  sched_setaffinity(0, sizeof before, &before);
+  return started;
+}
+
 // A served engine and the only client it has.
 class Served {
  public:
-  // core: the only one that its processes may use; -1: all.
   static absl::StatusOr<std::unique_ptr<Served>> start(const std::string& model, int cp,
-                                                       int threads, int core = -1) {
-    cpu_set_t before, only;
-    sched_getaffinity(0, sizeof before, &before);
-    CPU_ZERO(&only);
-    CPU_SET(static_cast<size_t>(std::max(core, 0)), &only);
-    if (core >= 0) sched_setaffinity(0, sizeof only, &only);  // a child's is its parent's
+                                                       int threads) {
     auto server = ServerProcess::start({"--model", model, "--cp", std::to_string(cp), "--threads",
                                         std::to_string(threads), "--log-level", "warn"});
-    sched_setaffinity(0, sizeof before, &before);
     if (!server.ok()) return server.status();
     auto served = std::make_unique<Served>(*std::move(server));
     const auto info = served->client_.model();
@@ -259,11 +274,12 @@ class Throughput {
   }
 
   // All engines stand ready: as many of one rank as the larger one has ranks, each on a core of
-  // its own, and the larger one. What the copies reach together is what this machine gives.
+  // its own with its front end, and the larger one. What the copies reach together is what this
+  // machine gives.
   absl::Status pair(double scale) {
     std::vector<std::unique_ptr<Served>> copies;
     for (int i = 0; i < options_.cp; ++i) {
-      auto copy = Served::start(options_.model, 1, 1, i);
+      auto copy = on_core(i, [&] { return Served::start(options_.model, 1, 1); });
       if (!copy.ok()) return copy.status();
       copies.push_back(*std::move(copy));
     }

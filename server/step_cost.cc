@@ -19,8 +19,8 @@ using parallel::Variant;
 
 namespace {
 
-// With fewer rows on a rank a step is mostly fixed costs (reading the weights once), so no chunk is
-// cut smaller.
+// With fewer rows on a rank a step is mostly fixed costs (reading the weights once): a chunk has as
+// many on every rank, or, where that breaks the time limit, on all together.
 constexpr int64_t kLeastRows = 64;
 
 double miss_rate(std::span<const Load> loads, const Group& group) {
@@ -102,15 +102,17 @@ int64_t chunk_end(const PolicyInput& policy, int64_t first, int64_t end,
   if (end - first > limits.most) end = (first + std::max(limits.most, even)) / even * even;
   if (affordable(end)) return end;
 
-  const int64_t least = kLeastRows * policy.cp;
-  static_assert(kLeastRows % 2 == 0, "the zigzag is even for multiples of 2 cp");
   const auto boundary = [&](int64_t unit, int64_t k) {
     return std::min(end, (first / unit + k) * unit);
   };
-  int64_t unit = std::max(parallel::smallest_efficient_chunk(policy, first, least), least);
-  unit = ceil_div(unit, even) * even;
-  // A link so slow that the efficient chunk breaks the time limit: the limit wins.
-  if (!affordable(boundary(unit, 1))) unit = least;
+  const int64_t worth = kLeastRows * policy.cp;
+  const int64_t efficient = parallel::smallest_efficient_chunk(policy, first, worth);
+  // Where links or ranks are slow the limit wins.
+  int64_t unit = 0;
+  for (const int64_t tokens : {std::max(efficient, worth), worth, kLeastRows}) {
+    unit = ceil_div(tokens, even) * even;
+    if (affordable(boundary(unit, 1))) break;
+  }
   if (!affordable(boundary(unit, 1))) return limits.must ? boundary(unit, 1) : first;
   int64_t good = 1, bad = ceil_div(end, unit) - first / unit;  // boundary(unit, bad) == end
   while (bad - good > 1) {

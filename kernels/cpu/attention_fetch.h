@@ -2,9 +2,9 @@
 // How the cache's rows reach a core before few-row attention computes on them: it reads each byte
 // once, so memory sets its pace. Two ways, each the faster where it was measured (bench/attention
 // and throughput --profile, decode behind a long prompt):
-//   Burst  AVX-512 and portable: loads of two tiles in the order of addresses, then computing on
-//          them. On Zen 4 only such loads make the hardware's streams run at the speed of memory;
-//          strided loads of one head, and hints at any pace, got a third of it.
+//   Burst  AVX-512 and portable: loads of a tile or two (128 KiB) in the order of addresses, then
+//          computing on them. On Zen 4 only such loads make the hardware's streams run at the speed
+//          of memory; strided loads of one head, and hints at any pace, got a third of it.
 //   Hints  AVX2: each byte read is a hint for a byte one tile ahead. On Zen 3 attention at 4,096
 //          keys takes 0.72 of the time: loads and computing overlap. Half a tile ahead is too
 //          late, two tiles gain nothing. Hints run on into the keys that are taken up next.

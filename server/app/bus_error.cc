@@ -25,8 +25,8 @@ void explain_bus_errors(const std::string& model) {
   action.sa_handler = [](int) {
     [[maybe_unused]] const ssize_t written =
         write(STDERR_FILENO, last_words->data(), last_words->size());
+    std::signal(SIGBUS, SIG_DFL);  // the access that failed fails again, and ends the process
   };
-  action.sa_flags = static_cast<int>(SA_RESETHAND);  // the access that failed fails again, and ends
   sigaction(SIGBUS, &action, nullptr);
 }
 

@@ -92,8 +92,9 @@ bool ControlClient::read(v1::FrontMessage* message) {
 
 bool ControlClient::write(v1::WorkerMessage message) {
   std::unique_lock lock(impl_->mutex);
-  impl_->changed.wait(lock, [this] { return impl_->over || impl_->unsent.size() < kMostUnsent; });
-  if (impl_->over) return false;
+  const auto closed = [this] { return impl_->over || impl_->goodbye; };
+  impl_->changed.wait(lock, [&] { return closed() || impl_->unsent.size() < kMostUnsent; });
+  if (closed()) return false;
   impl_->unsent.push_back(std::move(message));
   impl_->changed.notify_all();
   return true;

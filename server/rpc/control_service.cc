@@ -221,8 +221,9 @@ ControlService::ControlService(std::unique_ptr<Impl> impl) : impl_(std::move(imp
 
 absl::StatusOr<std::unique_ptr<ControlService>> ControlService::create(ControlOptions options) {
   auto impl = std::make_unique<Impl>(std::move(options));
+  // No bound on buffers: what it would end are the ranks' streams, and the epoch with them.
   auto listening = listen(impl->options.host, impl->options.port, impl->options.max_message_bytes,
-                          {&impl->service});
+                          /*buffer_bytes=*/0, {&impl->service});
   if (!listening.ok()) return listening.status();
   impl->listening = *std::move(listening);
   impl->ticker = std::thread([raw = impl.get()] { raw->tick_loop(); });

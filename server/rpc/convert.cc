@@ -72,16 +72,16 @@ absl::StatusOr<std::vector<int32_t>> encode_chat(const v1::Chat& chat, const Tok
   return tokenizer->encode_chat(messages, /*add_generation_prompt=*/true);
 }
 
-absl::Status check_text_fits(const v1::GenerateRequest& proto, const Tokenizer* tokenizer,
-                             int64_t context) {
+template <class Request>
+absl::Status check_text_fits(const Request& proto, const Tokenizer* tokenizer, int64_t context) {
   if (tokenizer == nullptr) return absl::OkStatus();
   int64_t bytes = std::ssize(proto.text());
   for (const v1::Message& message : proto.chat().messages()) bytes += std::ssize(message.content());
   const int64_t most = context * tokenizer->longest_token_bytes();
   if (bytes <= most) return absl::OkStatus();
-  return absl::OutOfRangeError(absl::StrCat(
-      "the prompt has ", bytes, " bytes of text; the context of ", context,
-      " tokens holds at most ", most, "; shorten it or serve with a larger --context"));
+  return absl::OutOfRangeError(absl::StrCat("there are ", bytes, " bytes of text; the context of ",
+                                            context, " tokens holds at most ", most,
+                                            "; shorten it or serve with a larger --context"));
 }
 
 absl::StatusOr<std::vector<int32_t>> prompt_ids(const v1::GenerateRequest& proto,
@@ -235,8 +235,9 @@ absl::StatusOr<GenerateRequest> to_request(const v1::GenerateRequest& proto,
 }
 
 absl::StatusOr<v1::TokenizeResponse> tokenize(const v1::TokenizeRequest& proto,
-                                              const Tokenizer* tokenizer) {
+                                              const Tokenizer* tokenizer, int64_t context) {
   if (tokenizer == nullptr) return no_tokenizer();
+  if (auto status = check_text_fits(proto, tokenizer, context); !status.ok()) return status;
   absl::StatusOr<std::vector<int32_t>> ids = invalid("no input: set text or chat");
   if (proto.has_text()) ids = tokenizer->encode(proto.text(), proto.parse_special());
   if (proto.has_chat()) ids = encode_chat(proto.chat(), tokenizer);

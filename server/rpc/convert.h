@@ -19,13 +19,13 @@
 
 namespace annulus::server {
 
-// tokenizer may be null. A missing seed is drawn. Text that no tokens of the context can hold is
-// OutOfRange before it is tokenised: that takes seconds and many times its size.
+// tokenizer may be null. A missing seed is drawn. Text of more bytes than the context's tokens can
+// hold is OutOfRange before it is tokenised: that takes seconds and many times its size.
 absl::StatusOr<GenerateRequest> to_request(const v1::GenerateRequest& proto,
                                            const Tokenizer* tokenizer, int32_t vocab,
                                            int64_t context);
 absl::StatusOr<v1::TokenizeResponse> tokenize(const v1::TokenizeRequest& proto,
-                                              const Tokenizer* tokenizer);
+                                              const Tokenizer* tokenizer, int64_t context);
 absl::StatusOr<v1::DetokenizeResponse> detokenize(const v1::DetokenizeRequest& proto,
                                                   const Tokenizer* tokenizer);
 

@@ -75,10 +75,10 @@ grpc::ServerUnaryReactor* InferenceService::RewindSession(Context* context, cons
 
 grpc::ServerUnaryReactor* InferenceService::Tokenize(Context* context, const Bytes* in,
                                                      Bytes* out) {
-  return answer_in_pool<v1::TokenizeRequest>(core_.pool, context, in, out,
-                                             [this](const v1::TokenizeRequest& request) {
-                                               return tokenize(request, core_.tokenizer.get());
-                                             });
+  return answer_in_pool<v1::TokenizeRequest>(
+      core_.pool, context, in, out, [this](const v1::TokenizeRequest& request) {
+        return tokenize(request, core_.tokenizer.get(), core_.facts.served_context);
+      });
 }
 
 grpc::ServerUnaryReactor* InferenceService::Detokenize(Context* context, const Bytes* in,

@@ -10,16 +10,13 @@
 
 namespace annulus::server {
 
-namespace {
-constexpr int64_t kLeastBuffers = int64_t{256} << 20;
-}
-
 std::string join_host_port(const std::string& host, int port) {
   const bool bare_ipv6 = host.find(':') != std::string::npos && host.front() != '[';
   return bare_ipv6 ? absl::StrCat("[", host, "]:", port) : absl::StrCat(host, ":", port);
 }
 
 absl::StatusOr<Listening> listen(const std::string& host, int port, int64_t max_message_bytes,
+                                 int64_t buffer_bytes,
                                  const std::vector<grpc::Service*>& services) {
   const auto max_bytes =
       static_cast<int>(std::min<int64_t>(max_message_bytes, std::numeric_limits<int>::max()));
@@ -27,10 +24,11 @@ absl::StatusOr<Listening> listen(const std::string& host, int port, int64_t max_
   grpc::ServerBuilder builder;
   builder.SetMaxReceiveMessageSize(max_bytes);
   builder.SetMaxSendMessageSize(-1);
-  // However many clients send at once: beyond this, streams end with RESOURCE_EXHAUSTED.
-  grpc::ResourceQuota quota;
-  quota.Resize(static_cast<size_t>(std::max(kLeastBuffers, 4 * int64_t{max_bytes})));
-  builder.SetResourceQuota(quota);
+  if (buffer_bytes > 0) {
+    grpc::ResourceQuota quota;
+    quota.Resize(static_cast<size_t>(buffer_bytes));
+    builder.SetResourceQuota(quota);
+  }
   // Two servers that share a port would each get a part of the clients.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 500);

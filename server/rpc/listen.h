@@ -20,10 +20,12 @@ struct Listening {
 };
 
 // Binds host:port (port 0: any free one) and serves. Clients may ping as often as twice a second,
-// also while nothing runs: a first token may take minutes. Unavailable: the port is taken or the
-// address is not ours.
+// also while nothing runs: a first token may take minutes. buffer_bytes > 0 bounds what all
+// messages on their way in hold together: beyond it streams end with RESOURCE_EXHAUSTED, the oldest
+// connections' first, whoever fills the buffers. Unavailable: the port is taken or the address is
+// not ours.
 absl::StatusOr<Listening> listen(const std::string& host, int port, int64_t max_message_bytes,
-                                 const std::vector<grpc::Service*>& services);
+                                 int64_t buffer_bytes, const std::vector<grpc::Service*>& services);
 
 // "host:port", an IPv6 host in brackets.
 std::string join_host_port(const std::string& host, int port);

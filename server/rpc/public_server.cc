@@ -15,6 +15,8 @@ namespace annulus::server {
 namespace {
 
 constexpr size_t kMaxTasks = 1024;
+// What messages on their way in may hold together, where four of the largest need no more.
+constexpr int64_t kLeastBuffers = int64_t{256} << 20;
 
 }  // namespace
 
@@ -47,7 +49,9 @@ absl::StatusOr<std::unique_ptr<PublicServer>> PublicServer::start(
     const ModelFacts& facts, const PublicServerOptions& options) {
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   auto impl = std::make_unique<Impl>(engine, std::move(tokenizer), config, facts, options);
-  auto listening = listen(options.host, options.port, options.max_message_bytes,
+  // However many clients send at once, the front end stays: its end would be everybody's.
+  const int64_t buffer_bytes = std::max(kLeastBuffers, 4 * options.max_message_bytes);
+  auto listening = listen(options.host, options.port, options.max_message_bytes, buffer_bytes,
                           {&impl->inference, &impl->health});
   if (!listening.ok()) return listening.status();
   impl->listening = *std::move(listening);

@@ -74,7 +74,7 @@ class Actor {
     }
   }
   void write(const v1::WorkerMessage& message) { client_->write(message); }
-  void leave() { client_->cancel(); }
+  void leave() { client_->say_goodbye(); }  // after what was written
 
  private:
   std::unique_ptr<ControlClient> client_;

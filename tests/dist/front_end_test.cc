@@ -196,11 +196,11 @@ std::string wide_model() {
 }
 
 // Its computing thread is held, its heartbeats go on: the deadline of the step decides, and says
-// where everybody was. Held in a long step, where it computes: in a result's write it would hold
-// the lock that heartbeats need.
+// where everybody was. Held in the second of many long steps.
 TEST(HungWorker, PassesTheDeadlineOfItsStepAndServesAgainOnceItMoves) {
   ClusterOptions options = two_ranks();
   options.model = wide_model();
+  options.serve_flags.push_back("--chunk-tokens=256");
   Cluster cluster(options);
   const std::vector<uint32_t> expected = cluster.answer(kQuestion, 20);
   const pid_t computing = cluster.worker(1)->pid();  // the first thread
@@ -229,6 +229,7 @@ TEST(HungWorker, PassesTheDeadlineOfItsStepAndServesAgainOnceItMoves) {
 TEST(StarvedOfMemory, AWorkerEndsTheEpochAndLives) {
   ClusterOptions options = two_ranks();
   options.model = wide_model();
+  options.serve_flags.push_back("--chunk-tokens=256");
   options.serve_flags.push_back("--max-step-ms=60000");
   Cluster cluster(options);
   const std::vector<uint32_t> expected = cluster.answer(kQuestion, 20);

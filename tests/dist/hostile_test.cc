@@ -462,7 +462,7 @@ TEST_F(UnderFire, TheLargestRequestsAtOnceHoldBoundedMemory) {
       const auto stub = v1::Inference::NewStub(grpc::CreateCustomChannel(
           cluster_->address(), grpc::InsecureChannelCredentials(), arguments));
       grpc::ClientContext context;
-      context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
+      context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(200));
       const auto reader = stub->Generate(&context, request);
       v1::GenerateResponse event;
       while (reader->Read(&event)) {

@@ -13,6 +13,7 @@ namespace annulus::fuzz {
 namespace {
 
 constexpr int32_t kVocab = 288;
+constexpr int64_t kContext = 1024;
 
 const server::Tokenizer* tokenizer() {
   static const auto* const loaded = [] {
@@ -28,7 +29,7 @@ void check_generate(const std::string& bytes) {
   if (!proto.ParseFromString(bytes)) return;
   for (const server::Tokenizer* text :
        {tokenizer(), static_cast<const server::Tokenizer*>(nullptr)}) {
-    const auto request = server::to_request(proto, text, kVocab, /*context=*/1024);
+    const auto request = server::to_request(proto, text, kVocab, kContext);
     if (!request.ok()) {
       check_error(request.status());
       continue;
@@ -56,7 +57,7 @@ ANNULUS_FUZZ_TARGET(request) {
   check_generate(bytes);
   v1::TokenizeRequest tokenize_request;
   if (tokenize_request.ParseFromString(bytes)) {
-    const auto response = server::tokenize(tokenize_request, tokenizer());
+    const auto response = server::tokenize(tokenize_request, tokenizer(), kContext);
     if (!response.ok()) check_error(response.status());
   }
   v1::DetokenizeRequest detokenize_request;

@@ -15,8 +15,8 @@
 namespace annulus::server {
 namespace {
 
-constexpr int32_t kVocab = 288;
-constexpr int64_t kContext = 512;  // of the tiny model, whose first 256 ids are bytes
+constexpr int32_t kVocab = 288;  // of the tiny model, whose first 256 ids are bytes
+constexpr int64_t kContext = 512;
 
 const parallel::Checkpoint& checkpoint() {
   static const parallel::Checkpoint opened = [] {
@@ -231,11 +231,13 @@ TEST(ToRequest, ChatNeedsATemplateAndIsWhole) {
 
 TEST(Tokenize, GoesBothWays) {
   v1::TokenizeRequest request;
-  EXPECT_TRUE(absl::IsInvalidArgument(tokenize(request, tokenizer()).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(tokenize(request, tokenizer(), kContext).status()));
+  request.set_text(std::string(1 << 20, 'm'));
+  EXPECT_TRUE(absl::IsOutOfRange(tokenize(request, tokenizer(), kContext).status()));
   request.set_text("h\xc3\xa9<|im_end|>");
-  const auto plain = tokenize(request, tokenizer());
+  const auto plain = tokenize(request, tokenizer(), kContext);
   request.set_parse_special(true);
-  const auto special = tokenize(request, tokenizer());
+  const auto special = tokenize(request, tokenizer(), kContext);
   ASSERT_TRUE(plain.ok() && special.ok());
   EXPECT_EQ(special->ids_size(), 4);  // h, two bytes, one control token
   EXPECT_GT(plain->ids_size(), special->ids_size());

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "kernels/core/math.h"
 #include "tests/server/scheduler/fake_ranks.h"
 
 namespace annulus::server {
@@ -56,7 +57,7 @@ TEST(StepCost, AutomaticChunksFillTheBudget) {
         ASSERT_GT(to, first);
         EXPECT_EQ(to % (2 * cp), 0);
         const double cost = item_us(policy, {to - first, first}, {});
-        const int64_t least = 256;  // no machine here needs a longer one to be efficient
+        const int64_t least = kernels::ceil_div(64, 2 * cp) * 2 * cp;  // made whatever it costs
         if (to - first > least) {
           EXPECT_LE(cost, budget);
         }
