@@ -29,9 +29,9 @@ struct KvFormat {
   DType dtype = DType::kBF16;
   int32_t kv_heads = 0, head_dim = 0, page_tokens = 64;
 
-  int64_t row_elements() const { return int64_t{2} * kv_heads * head_dim; }
-  int64_t row_bytes() const { return row_elements() * size_bytes(dtype); }
-  int64_t page_bytes() const { return row_bytes() * page_tokens; }
+  constexpr int64_t row_elements() const { return int64_t{2} * kv_heads * head_dim; }
+  constexpr int64_t row_bytes() const { return row_elements() * size_bytes(dtype); }
+  constexpr int64_t page_bytes() const { return row_bytes() * page_tokens; }
 };
 
 // KV rows of one sequence in storage order: row r lies at base + pages[r / page_tokens] *

@@ -30,9 +30,10 @@ void embed(Queue& queue, Tensor out, const WeightSource& table, std::span<const 
 template <class Queue>
 void rms_norm(Queue& queue, Tensor out, ConstTensor x, const float* weight, float eps);
 
-// out[M, N] = x[M, K] w[N, K]^T, f32 accumulation. M from 0 (nothing happens) to thousands.
+// out[M, N] = x[M, K] w[N, K]^T, f32 accumulation. M from 0 (nothing happens) to thousands. Weights
+// are held as the queue's device reads them: PackedMatrix on CPUs.
 template <class Queue>
-void matmul(Queue& queue, Tensor out, ConstTensor x, const PackedMatrix& w);
+void matmul(Queue& queue, Tensor out, ConstTensor x, const typename Queue::Matrix& w);
 
 // Rotates every head of x [rows, heads * head_dim] in place; cos_sin [rows, head_dim] f32 holds
 // head_dim/2 cosines, then head_dim/2 sines of the row's angles (computed in double:

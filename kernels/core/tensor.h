@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/core/check.h"
 #include "kernels/core/dtype.h"
@@ -32,8 +33,10 @@ struct BasicTensor {
                   cols);
     return {static_cast<Byte*>(data) + first * size_bytes(dtype), dtype, rows, count, row_stride};
   }
-  operator BasicTensor<const void, const std::byte>()
-      const {  // NOLINT: a view may lose the right to write
+  // A view may lose the right to write.
+  template <class V, class B>
+  requires(std::is_same_v<V, const void> && !std::is_const_v<Void>) operator BasicTensor<V, B>()
+      const {  // NOLINT
     return {data, dtype, rows, cols, row_stride};
   }
 };

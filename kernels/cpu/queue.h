@@ -22,10 +22,13 @@ const char* name(CpuIsa isa);  // "portable", "avx2", "avx512", "avx512-bf16"
 absl::StatusOr<CpuIsa> parse_cpu_isa(std::string_view text);  // "auto" is detect_cpu_isa()
 CpuIsa detect_cpu_isa();  // the best this CPU and operating system run
 
+class PackedMatrix;
 class ThreadPool;
 
 class CpuQueue {
  public:
+  using Matrix = PackedMatrix;  // what matmul multiplies by
+
   // threads >= 1 counts the calling thread. isa is capped by detect_cpu_isa().
   explicit CpuQueue(int threads, CpuIsa isa = detect_cpu_isa());
   ~CpuQueue();
