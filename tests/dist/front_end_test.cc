@@ -229,7 +229,6 @@ TEST(HungWorker, PassesTheDeadlineOfItsStepAndServesAgainOnceItMoves) {
 TEST(StarvedOfMemory, AWorkerEndsTheEpochAndLives) {
   ClusterOptions options = two_ranks();
   options.model = wide_model();
-  options.serve_flags.push_back("--chunk-tokens=256");
   options.serve_flags.push_back("--max-step-ms=60000");
   Cluster cluster(options);
   const std::vector<uint32_t> expected = cluster.answer(kQuestion, 20);
