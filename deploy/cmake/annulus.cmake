@@ -1,8 +1,8 @@
 # Helpers for every CMakeLists.txt of this tree. Includes are written from the repository root ("kernels/ops.h").
 add_library(annulus_flags INTERFACE)
 target_include_directories(annulus_flags INTERFACE ${PROJECT_SOURCE_DIR})
-target_compile_options(annulus_flags INTERFACE -Wall -Wextra -Wshadow -Wconversion -Werror
-                                               -fno-math-errno -fno-trapping-math)
+target_compile_options(annulus_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wconversion -Werror
+                                               -fno-math-errno -fno-trapping-math>)
 target_link_libraries(annulus_flags INTERFACE Threads::Threads)
 
 # ANNULUS_SANITIZE: our own code alone is instrumented; Debian's gRPC, protobuf, abseil and UCX are not, which is why

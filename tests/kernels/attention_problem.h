@@ -11,6 +11,7 @@
 #include <limits>
 #include <numeric>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -113,6 +114,9 @@ class Problem {
     }
   }
 
+  std::span<const std::byte> q_bytes() const { return q_; }
+  std::span<const std::byte> store() const { return store_; }  // what paged segments lie in
+  std::span<const std::byte> packed_rows() const { return packed_; }
   ConstTensor q() const { return {q_.data(), format.dtype, rows_, q_width(), q_width()}; }
   // Elements of q and of a cache row, for tests that set them.
   void set_q(int32_t row, int64_t element, float x) {

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// How host code of this folder speaks to the CUDA runtime: every call checked, kernels launched as
+// plain function calls. An error of the device throws DeviceError with the call, the runtime's name
+// for it and its text.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "kernels/core/check.h"
+#include "kernels/core/math.h"
+
+namespace annulus::kernels {
+
+inline void check_cuda(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  throw DeviceError(
+      concat(what, ": ", cudaGetErrorName(error), " (", cudaGetErrorString(error), ")"));
+}
+
+// Enqueues kernel(arguments...) on the stream: grid and block in blocks and threads. An empty grid
+// is nothing to do.
+template <class... Parameters, class... Arguments>
+void launch(cudaStream_t stream, dim3 grid, dim3 block, void (*kernel)(Parameters...),
+            Arguments&&... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.stream = stream;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...),
+             "a kernel's launch");
+}
+
+// Blocks of `threads` that cover n.
+inline unsigned blocks_for(int64_t n, int64_t threads) {
+  const int64_t blocks = ceil_div(n, threads);
+  ANNULUS_CHECK(blocks >= 0 && blocks <= INT32_MAX, n, " in blocks of ", threads);
+  return static_cast<unsigned>(blocks);
+}
+
+}  // namespace annulus::kernels

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// matmul without tensor cores: exact fp32 products and sums (no TF32) for Precision::kF32, and what
+// the tensor cores are compared with in bf16. A block computes a tile of 64 x 64 outputs; each of
+// its 256 threads owns 4 x 4 of them, k runs through shared memory in steps of 16. An output's sum
+// runs over ascending k whatever M is, so that a row's bits do not depend on the batch.
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/elements.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/matrix.h"
+#include "kernels/cuda/queue.h"
+#include "kernels/ops.h"
+
+namespace annulus::kernels {
+namespace {
+
+constexpr int kTile = 64, kStep = 16, kEach = 4, kSide = kTile / kEach;
+static_assert(kSide * kSide == device::kBlock);
+
+// What a tensor core of W's type reads of x.
+template <class W, class X>
+__device__ float as_input(const X* x) {
+  const float value = device::load(x);
+  return sizeof(W) == sizeof(bf16) ? to_float(to_bf16(value)) : value;
+}
+
+template <class X, class W>
+__global__ void __launch_bounds__(device::kBlock)
+    matmul_tile(View<const X> x, View<const W> w, View<float> out) {
+  __shared__ float xs[kStep][kTile + 1], ws[kStep][kTile + 1];
+  const int64_t row0 = int64_t{blockIdx.y} * kTile, col0 = int64_t{blockIdx.x} * kTile;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int i0 = thread / kSide * kEach, j0 = thread % kSide * kEach;
+  float sums[kEach][kEach] = {};
+  for (int64_t k0 = 0; k0 < x.cols; k0 += kStep) {
+    // k is the fastest index of both: neighbouring threads load neighbouring k.
+    for (int e = thread; e < kTile * kStep; e += device::kBlock) {
+      const int k = e % kStep, i = e / kStep;
+      const bool inside = k0 + k < x.cols;
+      xs[k][i] = inside && row0 + i < x.rows ? as_input<W>(x.at(row0 + i, k0 + k)) : 0;
+      ws[k][i] = inside && col0 + i < w.rows ? device::load(w.at(col0 + i, k0 + k)) : 0;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < kStep; ++k) {
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+#pragma unroll
+        for (int j = 0; j < kEach; ++j) sums[i][j] += xs[k][i0 + i] * ws[k][j0 + j];
+      }
+    }
+    __syncthreads();
+  }
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      const int64_t r = row0 + i0 + i, c = col0 + j0 + j;
+      if (r < out.rows && c < out.cols) *out.at(r, c) = sums[i][j];
+    }
+  }
+}
+
+}  // namespace
+
+template <>
+void matmul<CudaQueue>(CudaQueue& queue, Tensor out, ConstTensor x, const CudaMatrix& w) {
+  ANNULUS_CHECK(
+      out.dtype == DType::kF32 && x.cols == w.k() && out.cols == w.n() && out.rows == x.rows,
+      out.rows, " x ", out.cols, " = ", x.rows, " x ", x.cols, ", weights ", w.n(), " x ", w.k());
+  const dim3 grid = {blocks_for(out.cols, kTile), blocks_for(out.rows, kTile)};
+  const ConstTensor weights = {w.data(), w.dtype(), w.n(), w.k(), w.k()};
+  with_type(x.dtype, [&]<class X>(X) {
+    with_type(w.dtype(), [&]<class W>(W) {
+      launch(queue.stream(), grid, {device::kBlock}, matmul_tile<X, W>, view<const X>(x),
+             view<const W>(weights), view<float>(out));
+    });
+  });
+}
+
+}  // namespace annulus::kernels

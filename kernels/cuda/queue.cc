@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/queue.h"
+
+#include <algorithm>
+#include <cstring>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/launch.h"
+
+namespace annulus::kernels {
+namespace {
+
+constexpr int64_t kAlignment = 256;
+constexpr int64_t kFirstBlock = int64_t{1} << 20;
+
+}  // namespace
+
+absl::StatusOr<CudaDevice> find_cuda_device(int index) {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("no GPU can be used: ", cudaGetErrorString(error),
+                     "; CUDA needs an NVIDIA GPU and a driver for CUDA 13 (nvidia-smi says which "
+                     "one is there); --device cpu needs neither"));
+  }
+  if (index < 0 || index >= count) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("there is no GPU ", index, "; this machine has ", count));
+  }
+  cudaDeviceProp properties = {};
+  check_cuda(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
+  if (properties.major != 9 || properties.minor != 0) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "GPU ", index, " (", properties.name, ") has compute capability ", properties.major, ".",
+        properties.minor, "; the kernels are built for 9.0 (H100, H200)"));
+  }
+  return CudaDevice{index, properties.name, static_cast<int64_t>(properties.totalGlobalMem),
+                    properties.multiProcessorCount};
+}
+
+CudaQueue::Arena::~Arena() {
+  for (const Block& block : blocks_) {
+    if (memory_ == Memory::kDevice) {
+      cudaFree(block.data);
+    } else {
+      cudaFreeHost(block.data);
+    }
+  }
+}
+
+void* CudaQueue::Arena::allocate(int64_t bytes) {
+  bytes = ceil_div(std::max(bytes, int64_t{1}), kAlignment) * kAlignment;
+  while (at_.block < blocks_.size() && at_.used + bytes > blocks_[at_.block].bytes) {
+    at_.before += blocks_[at_.block].bytes;
+    ++at_.block;
+    at_.used = 0;
+  }
+  if (at_.block == blocks_.size()) {
+    const int64_t last = blocks_.empty() ? kFirstBlock / 2 : blocks_.back().bytes;
+    Block block;
+    block.bytes = std::max(2 * last, bytes);
+    void* data = nullptr;
+    const auto size = static_cast<size_t>(block.bytes);
+    if (memory_ == Memory::kDevice) {
+      check_cuda(cudaMalloc(&data, size), "GPU memory for scratch");
+    } else {
+      check_cuda(cudaMallocHost(&data, size), "pinned memory for uploads");
+    }
+    block.data = static_cast<std::byte*>(data);
+    blocks_.push_back(block);
+  }
+  void* out = blocks_[at_.block].data + at_.used;
+  at_.used += bytes;
+  peak_ = std::max(peak_, at_.before + at_.used);
+  return out;
+}
+
+CudaQueue::CudaQueue(int device) {
+  check_cuda(cudaSetDevice(device), "cudaSetDevice");
+  check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream");
+}
+
+CudaQueue::~CudaQueue() {
+  cudaStreamSynchronize(stream_);  // memory that kernels use goes next
+  cudaStreamDestroy(stream_);
+}
+
+const void* CudaQueue::upload_bytes(const void* from, int64_t bytes) {
+  void* to = device_.allocate(bytes);
+  if (bytes == 0) return to;
+  const auto size = static_cast<size_t>(bytes);
+  void* staged = pinned_.allocate(bytes);
+  std::memcpy(staged, from, size);
+  check_cuda(cudaMemcpyAsync(to, staged, size, cudaMemcpyHostToDevice, stream_), "an upload");
+  return to;
+}
+
+void CudaQueue::finish(std::chrono::steady_clock::time_point deadline) {
+  for (;;) {
+    const cudaError_t error = cudaStreamQuery(stream_);
+    if (error == cudaSuccess) break;
+    if (error != cudaErrorNotReady) check_cuda(error, "the GPU");
+    if (std::chrono::steady_clock::now() > deadline) {
+      throw DeviceError(
+          concat("the GPU has not finished by the deadline, in phase ", name(phases_.current())));
+    }
+    std::this_thread::yield();
+  }
+  pinned_.rewind({});
+}
+
+}  // namespace annulus::kernels

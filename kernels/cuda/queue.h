@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// CudaQueue: what an op needs to run on one GPU: a stream, scratch memory on the device and a way
+// to bring small host arrays there. Work only enqueues; finish() waits. One thread owns a queue.
+// Scratch is a bump arena as CpuQueue's: memory from scratch() lives until the Mark that surrounds
+// it ends, in stream order, and the arena keeps its peak size, so that a step in steady state
+// allocates nothing and every step of the same shape sees the same addresses (CUDA graphs).
+// Pointers that ops take are readable by the device: tensors, positions, page tables and indices
+// alike; upload() makes them so. Errors: DeviceError.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/core/phase.h"
+
+namespace annulus::kernels {
+
+struct CudaDevice {
+  int index = 0;
+  std::string name;
+  int64_t memory_bytes = 0;
+  int multiprocessors = 0;
+};
+
+// FailedPrecondition where this machine cannot run the kernels, saying what is missing: a driver, a
+// GPU, or one of compute capability 9.0 (Hopper).
+absl::StatusOr<CudaDevice> find_cuda_device(int index);
+
+class CudaMatrix;
+
+class CudaQueue {
+ public:
+  using Matrix = CudaMatrix;  // what matmul multiplies by
+
+  explicit CudaQueue(int device);
+  ~CudaQueue();
+  CudaQueue(const CudaQueue&) = delete;
+  CudaQueue& operator=(const CudaQueue&) = delete;
+
+  cudaStream_t stream() const { return stream_; }
+  PhaseClock& phases() { return phases_; }
+
+  template <class T>
+  T* scratch(int64_t count) {
+    return static_cast<T*>(device_.allocate(count * static_cast<int64_t>(sizeof(T))));
+  }
+  int64_t scratch_peak_bytes() const { return device_.peak(); }
+
+  // A copy of `values` in scratch on the device, enqueued; `values` may be gone at once. Pinned
+  // memory holds them until finish().
+  template <class T>
+  std::span<const T> upload(std::span<const T> values) {
+    const auto bytes = static_cast<int64_t>(values.size_bytes());
+    return {static_cast<const T*>(upload_bytes(values.data(), bytes)), values.size()};
+  }
+
+  // Waits for what was enqueued. DeviceError at the deadline, or for what the device found.
+  void finish(std::chrono::steady_clock::time_point deadline);
+
+ private:
+  enum class Memory : uint8_t { kDevice, kPinned };
+  // Blocks of memory, each twice the one before; a block is never moved.
+  class Arena {
+   public:
+    explicit Arena(Memory memory) : memory_(memory) {}
+    ~Arena();
+    Arena(const Arena&) = delete;
+    Arena& operator=(const Arena&) = delete;
+
+    void* allocate(int64_t bytes);  // 256-byte aligned
+    int64_t peak() const { return peak_; }
+
+    struct Position {
+      size_t block = 0;
+      int64_t used = 0, before = 0;  // in the block, in all blocks before it
+    };
+    Position position() const { return at_; }
+    void rewind(Position to) { at_ = to; }
+
+   private:
+    struct Block {
+      std::byte* data = nullptr;
+      int64_t bytes = 0;
+    };
+    Memory memory_;
+    std::vector<Block> blocks_;
+    Position at_;
+    int64_t peak_ = 0;
+  };
+
+ public:
+  // Scratch taken after a Mark is given back when it ends; marks nest.
+  class Mark {
+   public:
+    explicit Mark(CudaQueue& queue) : queue_(queue), at_(queue.device_.position()) {}
+    ~Mark() { queue_.device_.rewind(at_); }
+    Mark(const Mark&) = delete;
+    Mark& operator=(const Mark&) = delete;
+
+   private:
+    CudaQueue& queue_;
+    Arena::Position at_;
+  };
+
+ private:
+  const void* upload_bytes(const void* from, int64_t bytes);
+
+  cudaStream_t stream_ = nullptr;
+  Arena device_{Memory::kDevice}, pinned_{Memory::kPinned};
+  PhaseClock phases_;
+};
+
+}  // namespace annulus::kernels

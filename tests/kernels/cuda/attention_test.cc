@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention on a GPU, or on the emulated one, against double precision: the problems of the CPU's
+// tests, with everything that a kernel may read copied to the device.
+#include "kernels/attention.h"
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tests/kernels/attention_problem.h"
+#include "tests/kernels/cuda/device_array.h"
+
+namespace annulus::kernels {
+namespace {
+
+constexpr Shape kSmol = {9, 3, 64};
+
+// A problem on the device.
+class OnDevice {
+ public:
+  OnDevice(CudaQueue& queue, const Problem& p, bool paged)
+      : queue_(queue),
+        p_(p),
+        q_(queue, p.q_bytes()),
+        kv_(queue, paged ? p.store() : p.packed_rows()) {
+    const std::byte* base = paged ? p.store().data() : p.packed_rows().data();
+    for (Segment segment : paged ? p.paged : p.packed) {
+      segment.q_positions = copy(segment.q_positions, segment.q_count);
+      KvRows& kv = segment.kv;
+      kv.positions = copy(kv.positions, kv.count);
+      kv.base = kv_.data() + (kv.base - base);
+      const int32_t pages = (kv.count + p.format.page_tokens - 1) / p.format.page_tokens;
+      if (paged) kv.pages = copy(kv.pages, pages);
+      segments.push_back(segment);
+    }
+  }
+  ConstTensor q() const {
+    ConstTensor view = p_.q();
+    view.data = q_.data();
+    return view;
+  }
+  // acc as it stands after attending to these segments.
+  OwnedPartial attend_to(std::span<const Segment> some, OwnedPartial acc) {
+    const DeviceArray<float> o(queue_, acc.o), lse(queue_, acc.lse);
+    Partial view = acc.view();
+    view.o = o.data();
+    view.lse = lse.data();
+    attend(queue_, q(), some, p_.format, p_.scale, view);
+    acc.o = o.host();
+    acc.lse = lse.host();
+    return acc;
+  }
+
+  std::vector<Segment> segments;
+
+ private:
+  const int32_t* copy(const int32_t* from, int32_t count) {
+    ints_.push_back(std::make_unique<DeviceArray<int32_t>>(
+        queue_, std::span<const int32_t>(from, static_cast<size_t>(count))));
+    return ints_.back()->data();
+  }
+  CudaQueue& queue_;
+  const Problem& p_;
+  DeviceArray<std::byte> q_, kv_;
+  std::vector<std::unique_ptr<DeviceArray<int32_t>>> ints_;
+};
+
+class CudaAttention : public CudaTest {
+ protected:
+  void check(Shape shape, const std::vector<Sequence>& sequences, const std::string& what) {
+    for (const DType dtype : {DType::kF32, DType::kBF16})
+      for (const bool paged : {true, false}) {
+        const Problem p(shape, dtype, sequences);
+        OnDevice problem(queue(), p, paged);
+        const OwnedPartial got = problem.attend_to(problem.segments, OwnedPartial(p));
+        expect_near(got, p.reference(), tolerance(CpuIsa::kPortable, dtype),
+                    what + (paged ? ", paged " : ", packed ") + name(dtype));
+      }
+  }
+};
+
+TEST_F(CudaAttention, Shapes) {
+  for (const Shape shape : {kSmol, Shape{2, 2, 64}, Shape{8, 1, 128}, Shape{2, 1, 8},
+                            Shape{3, 1, 24}, Shape{2, 1, 256}})
+    check(shape, {prefill(5, 13)}, "head_dim " + std::to_string(shape.head_dim));
+}
+
+TEST_F(CudaAttention, PrefillsAndDecodes) {
+  check(kSmol, {prefill(1)}, "one token");
+  check(kSmol, {prefill(35)}, "causal");
+  check(kSmol, {prefill(1, 170)}, "decode");
+  check(kSmol, {prefill(3, 1), {{}, range(0, 20)}, prefill(1), {{5, 6}, {}}, prefill(2, 90)},
+        "ragged, with empty sides");
+  check(kSmol, {{range(2, 10, 3), range(1, 50, 4)}, {{7, 3, 9}, {8, 2, 3, 9, 1, 100}}},
+        "any order of positions");
+  check(kSmol,
+        {{{3, kPaddingQueryPos, 4}, {0, kPaddingKeyPos, 2, kPaddingKeyPos}},
+         {{1, 2}, {kPaddingKeyPos, 5}}},
+        "padding, and rows that see nothing");
+}
+
+// A ring's hops: the keys in pieces, in any order, carried on in acc; and the same by merge.
+TEST_F(CudaAttention, PiecesCarryOn) {
+  const Problem p(kSmol, DType::kBF16, {prefill(4, 60)});
+  OnDevice problem(queue(), p, false);
+  const Segment whole = problem.segments[0];
+  std::vector<Segment> pieces;
+  for (const auto& [first, count] : {std::pair{40, 24}, {0, 1}, {1, 39}}) {
+    Segment piece = whole;
+    piece.kv.base += first * p.format.row_bytes();
+    piece.kv.positions += first;
+    piece.kv.count = count;
+    pieces.push_back(piece);
+  }
+  OwnedPartial carried(p), merged(p);
+  for (const Segment& piece : pieces) {
+    carried = problem.attend_to({&piece, 1}, carried);
+    const OwnedPartial alone = problem.attend_to({&piece, 1}, OwnedPartial(p));
+    const DeviceArray<float> o(queue(), merged.o), lse(queue(), merged.lse);
+    const DeviceArray<float> from_o(queue(), alone.o), from_lse(queue(), alone.lse);
+    Partial into = merged.view(), from = into;
+    into.o = o.data();
+    into.lse = lse.data();
+    from.o = from_o.data();
+    from.lse = from_lse.data();
+    merge(queue(), into, from);
+    merged.o = o.host();
+    merged.lse = lse.host();
+  }
+  const Tolerance allowed = tolerance(CpuIsa::kPortable, DType::kBF16);
+  expect_near(carried, p.reference(), {3 * allowed.o, 3 * allowed.lse}, "carried");
+  expect_near(merged, p.reference(), {3 * allowed.o, 3 * allowed.lse}, "merged");
+}
+
+TEST_F(CudaAttention, ClearIsEmpty) {
+  const DeviceArray<float> o(queue(), std::vector<float>(2 * 3 * 8, 5.0f));
+  const DeviceArray<float> lse(queue(), std::vector<float>(2 * 3, 5.0f));
+  clear(queue(), Partial{o.data(), lse.data(), 2, 3, 8});
+  EXPECT_EQ(o.host(), std::vector<float>(2 * 3 * 8, 0.0f));
+  EXPECT_EQ(lse.host(), std::vector<float>(2 * 3, kMinusInfinity));
+}
+
+// Rows are written where they belong, rounded, and packed from there in the order of the list.
+TEST_F(CudaAttention, AppendAndPack) {
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    const KvFormat format = {dtype, 2, 6, 4};
+    const int64_t cols = 12, rows = 5;
+    std::vector<float> k(rows * cols), v(rows * cols);
+    for (size_t i = 0; i < k.size(); ++i) {
+      k[i] = static_cast<float>(i) + 0.125f;
+      v[i] = -static_cast<float>(i);
+    }
+    const std::vector<int64_t> slot_rows = {9, 0, 4, 5, 11};
+    const DeviceArray<float> on_k(queue(), k), on_v(queue(), v);
+    const DeviceArray<int64_t> where(queue(), slot_rows);
+    const DeviceArray<std::byte> store(
+        queue(),
+        std::vector<std::byte>(static_cast<size_t>(3 * format.page_bytes()), std::byte{7}));
+    kv_append(queue(), matrix(on_k.data(), rows, cols), matrix(on_v.data(), rows, cols),
+              store.data(), where.span(), format);
+
+    const DeviceArray<int32_t> pages(queue(), std::vector<int32_t>{1, 2});
+    const KvRows lists[] = {{store.data(), pages.data(), nullptr, 2},  // rows 4, 5
+                            {store.data(), nullptr, nullptr, 0},
+                            {store.data(), nullptr, nullptr, 1},            // row 0
+                            {store.data(), pages.data() + 1, nullptr, 4}};  // rows 8 to 11
+    const DeviceArray<std::byte> out(
+        queue(), std::vector<std::byte>(static_cast<size_t>(7 * format.row_bytes())));
+    kv_pack(queue(), out.data(), lists, format);
+    const std::vector<std::byte> got = out.host();
+    const auto element = [&](size_t row, int64_t c) {
+      const std::byte* at =
+          got.data() + static_cast<int64_t>(row) * format.row_bytes() + c * size_bytes(dtype);
+      return dtype == DType::kF32 ? *reinterpret_cast<const float*>(at)
+                                  : to_float(*reinterpret_cast<const bf16*>(at));
+    };
+    const std::vector<int> sources = {2, 3, 1, -1, 0, -1, 4};  // -1: never written
+    for (size_t r = 0; r < sources.size(); ++r)
+      for (int64_t c = 0; c < 2 * cols && sources[r] >= 0; ++c) {
+        const auto i = static_cast<size_t>(sources[r] * cols + c % cols);
+        const float want = c < cols ? k[i] : v[i];
+        ASSERT_EQ(element(r, c), dtype == DType::kF32 ? want : to_float(to_bf16(want)))
+            << name(dtype) << " row " << r << " column " << c;
+      }
+  }
+}
+
+}  // namespace
+}  // namespace annulus::kernels

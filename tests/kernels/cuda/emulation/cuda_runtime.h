@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// As much of the CUDA runtime as kernels/cuda uses, on a CPU: with this folder in front of the
+// toolkit's, the same .cu files compile as C++ and their kernels run, so that index arithmetic,
+// barriers, shuffles, lifetimes and the order of work are proven on machines without a GPU. Not
+// emulated: tensor cores, TMA, inline PTX, dynamic shared memory, timing, a warp's lock step
+// (threads run freely between barriers, in an order that changes from launch to launch).
+//
+// A block's threads are fibers of the calling thread; blocks run one after the other. A stream is a
+// list of closures that runs when it is waited for, not before: memory that the host gives back or
+// overwrites too early is seen. Device memory is an allocation of its own, filled with NaN.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static  // one block at a time
+#define __restrict__
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+namespace cuda_emulation {
+
+void barrier();                                                             // of the block
+void exchange(unsigned mask, uint64_t give, int lane_xor, uint64_t* take);  // of the warp
+
+struct Stream;
+struct Event;
+void enqueue(Stream* stream, std::function<void()> work);
+void run_grid(dim3 grid, dim3 block, const std::function<void()>& thread);
+
+}  // namespace cuda_emulation
+
+// Of the thread that runs.
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+inline void __syncthreads() {
+  cuda_emulation::barrier();
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lane_xor) {
+  static_assert(sizeof(T) <= 8);
+  uint64_t give = 0, take = 0;
+  std::memcpy(&give, &value, sizeof(T));
+  cuda_emulation::exchange(mask, give, lane_xor, &take);
+  std::memcpy(&value, &take, sizeof(T));
+  return value;
+}
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorNotReady = 600 };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+using cudaStream_t = cuda_emulation::Stream*;
+using cudaEvent_t = cuda_emulation::Event*;
+constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2;
+
+struct cudaDeviceProp {
+  char name[256] = "emulated";
+  size_t totalGlobalMem = size_t{1} << 32;
+  int major = 9, minor = 0, multiProcessorCount = 4;
+};
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+};
+
+const char* cudaGetErrorName(cudaError_t error);
+const char* cudaGetErrorString(cudaError_t error);
+cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaMalloc(void** data, size_t bytes);
+cudaError_t cudaFree(void* data);
+cudaError_t cudaMallocHost(void** data, size_t bytes);
+cudaError_t cudaFreeHost(void* data);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream);
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream);
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamQuery(cudaStream_t stream);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags = 0);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+
+// The arguments are copied at the call, as a launch copies them.
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+  std::tuple<std::remove_cv_t<Parameters>...> copies(std::forward<Arguments>(arguments)...);
+  cuda_emulation::enqueue(
+      config->stream, [kernel, copies, grid = config->gridDim, block = config->blockDim] {
+        cuda_emulation::run_grid(grid, block, [&] { std::apply(kernel, copies); });
+      });
+  return cudaSuccess;
+}

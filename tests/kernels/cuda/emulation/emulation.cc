@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <deque>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "cuda_runtime.h"
+#include "kernels/core/check.h"
+
+namespace cuda_emulation {
+namespace {
+
+constexpr size_t kStackBytes = size_t{64} << 10;
+constexpr unsigned kWarp = 32;
+
+struct Fiber {
+  ucontext_t context = {};
+  std::unique_ptr<char[]> stack = std::make_unique<char[]>(kStackBytes);
+  dim3 index;
+  bool done = false;
+  int64_t block_waits = 0, warp_waits = 0;  // barriers reached so far
+  uint64_t given = 0;
+};
+
+struct Block {
+  std::vector<std::unique_ptr<Fiber>> fibers;  // kept from launch to launch
+  size_t size = 0;
+  Fiber* current = nullptr;
+  ucontext_t scheduler = {};
+  const std::function<void()>* thread = nullptr;
+  std::mt19937 random{1};
+};
+Block block;  // one launch runs at a time, on one thread
+
+// Another fiber's turn; comes back when `passed` may hold.
+template <class Passed>
+void wait_until(const Passed& passed) {
+  Fiber* const self = block.current;
+  while (!passed()) swapcontext(&self->context, &block.scheduler);
+}
+
+void fiber_main() {
+  Fiber* const self = block.current;
+  (*block.thread)();
+  self->done = true;
+  swapcontext(&self->context, &block.scheduler);
+}
+
+void run_block(size_t threads) {
+  while (block.fibers.size() < threads) block.fibers.push_back(std::make_unique<Fiber>());
+  block.size = threads;
+  std::vector<Fiber*> order;
+  for (unsigned i = 0; i < threads; ++i) {
+    Fiber& fiber = *block.fibers[i];
+    fiber.done = false;
+    fiber.block_waits = fiber.warp_waits = 0;
+    fiber.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, fiber_main, 0);
+    order.push_back(&fiber);
+  }
+  std::shuffle(order.begin(), order.end(), block.random);
+  int64_t idle_rounds = 0;
+  while (!order.empty()) {
+    int64_t before = 0, after = 0;
+    const auto progress = [&](const Fiber* f) { return f->block_waits + f->warp_waits; };
+    for (const Fiber* fiber : order) before += progress(fiber);
+    const size_t alive = order.size();
+    for (Fiber* fiber : order) {
+      block.current = fiber;
+      threadIdx = fiber->index;
+      swapcontext(&block.scheduler, &fiber->context);
+    }
+    std::erase_if(order, [](const Fiber* fiber) { return fiber->done; });
+    for (const Fiber* fiber : order) after += progress(fiber);
+    idle_rounds = order.size() == alive && after == before ? idle_rounds + 1 : 0;
+    ANNULUS_CHECK(idle_rounds < 3, "threads of block ", blockIdx.x, ",", blockIdx.y,
+                  " wait for others at a barrier for ever");
+  }
+}
+
+}  // namespace
+
+void barrier() {
+  const int64_t mine = ++block.current->block_waits;
+  wait_until([mine] {
+    for (size_t i = 0; i < block.size; ++i) {
+      const Fiber& fiber = *block.fibers[i];
+      if (!fiber.done && fiber.block_waits < mine) return false;
+    }
+    return true;
+  });
+}
+
+void exchange(unsigned mask, uint64_t give, int lane_xor, uint64_t* take) {
+  Fiber* const self = block.current;
+  const size_t number = self->index.x + blockDim.x * (self->index.y + blockDim.y * self->index.z);
+  const size_t first = number / kWarp * kWarp, lane = number % kWarp;
+  ANNULUS_CHECK(mask == 0xffffffffu && first + kWarp <= block.size, "only whole warps shuffle");
+  // A thread that left would answer with anything on a GPU.
+  const auto all_at = [first](int64_t count) {
+    for (size_t i = first; i < first + kWarp; ++i) {
+      ANNULUS_CHECK(!block.fibers[i]->done, "a lane shuffles with one that has ended");
+      if (block.fibers[i]->warp_waits < count) return false;
+    }
+    return true;
+  };
+  self->given = give;
+  const int64_t arrived = ++self->warp_waits;
+  wait_until([&] { return all_at(arrived); });
+  *take = block.fibers[first + (lane ^ static_cast<size_t>(lane_xor))]->given;
+  const int64_t taken = ++self->warp_waits;
+  wait_until([&] { return all_at(taken); });
+}
+
+void run_grid(dim3 grid, dim3 size, const std::function<void()>& thread) {
+  ANNULUS_CHECK(grid.x > 0 && grid.y > 0 && grid.z > 0 && grid.y < 65536 && grid.z < 65536,
+                "a grid of ", grid.x, " x ", grid.y, " x ", grid.z);
+  const size_t threads = size_t{size.x} * size.y * size.z;
+  ANNULUS_CHECK(threads > 0 && threads <= 1024, threads, " threads a block");
+  block.thread = &thread;
+  blockDim = size;
+  gridDim = grid;
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x; ++x) {
+        blockIdx = {x, y, z};
+        run_block(threads);
+      }
+}
+
+struct Stream {
+  std::deque<std::function<void()>> work;
+  int64_t enqueued = 0, run = 0;
+
+  void run_to(int64_t count) {
+    while (run < count) {
+      const std::function<void()> next = std::move(work.front());
+      work.pop_front();
+      ++run;
+      next();
+    }
+  }
+};
+struct Event {
+  Stream* stream = nullptr;
+  int64_t count = 0;
+};
+
+void enqueue(Stream* stream, std::function<void()> work) {
+  ANNULUS_CHECK(stream != nullptr, "work on the default stream");
+  stream->work.push_back(std::move(work));
+  ++stream->enqueued;
+}
+
+}  // namespace cuda_emulation
+
+using cuda_emulation::Event;
+using cuda_emulation::Stream;
+
+const char* cudaGetErrorName(cudaError_t error) {
+  return error == cudaSuccess ? "cudaSuccess" : "cudaErrorMemoryAllocation";
+}
+const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : "out of memory";
+}
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 1;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+  *properties = {};
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int) {
+  return cudaSuccess;
+}
+cudaError_t cudaMalloc(void** data, size_t bytes) {
+  *data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  if (*data == nullptr) return cudaErrorMemoryAllocation;
+  std::memset(*data, 0xff, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaFree(void* data) {
+  std::free(data);
+  return cudaSuccess;
+}
+cudaError_t cudaMallocHost(void** data, size_t bytes) {
+  return cudaMalloc(data, bytes);
+}
+cudaError_t cudaFreeHost(void* data) {
+  return cudaFree(data);
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                            cudaStream_t stream) {
+  cuda_emulation::enqueue(stream, [to, from, bytes] { std::memcpy(to, from, bytes); });
+  return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+  cuda_emulation::enqueue(stream, [to, value, bytes] { std::memset(to, value, bytes); });
+  return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = new Stream;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  delete stream;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  stream->run_to(stream->enqueued);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  return cudaStreamSynchronize(stream);
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  cuda_emulation::enqueue(stream, [after = *event] {
+    if (after.stream != nullptr) after.stream->run_to(after.count);
+  });
+  return cudaSuccess;
+}
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = new Event;
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  *event = {stream, stream->enqueued};
+  return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
