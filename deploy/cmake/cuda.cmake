@@ -25,7 +25,13 @@ if(NOT ANNULUS_CUDA STREQUAL "OFF" AND NOT ANNULUS_FUZZ AND NOT ANNULUS_SANITIZE
     endif()
     enable_language(CUDA)
     set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)  # CMake 3.25 does not know that nvcc has it
-    find_package(CUDAToolkit REQUIRED)
+    # Not find_package(CUDAToolkit), which CMake 3.25 refuses where the toolkit has no profiler libraries.
+    find_library(ANNULUS_CUDART cudart_static REQUIRED NO_DEFAULT_PATH
+                 HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES} ${CMAKE_CUDA_COMPILER_TOOLKIT_ROOT}/lib
+                       ${CMAKE_CUDA_COMPILER_TOOLKIT_ROOT}/lib64)
+    add_library(annulus_cudart INTERFACE)
+    target_include_directories(annulus_cudart SYSTEM INTERFACE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+    target_link_libraries(annulus_cudart INTERFACE ${ANNULUS_CUDART} dl rt pthread)
   elseif(ANNULUS_CUDA STREQUAL "ON")
     message(FATAL_ERROR "ANNULUS_CUDA=ON needs nvcc: `deploy/install --cuda` installs it, or put it on PATH")
   endif()
