@@ -89,12 +89,13 @@ void rank_main(int fd, int32_t world_rank, const RankGroupOptions& options) {
   if (const absl::Status s = (*world)->connect(addresses); !s.ok())
     throw kernels::DeviceError(std::string(s.message()));
   const Checkpoint checkpoint = Checkpoint::open(options.model).value();
-  auto weights = std::make_shared<const LlamaWeights>(
-      load_weights(checkpoint, options.topology.tp_rank(world_rank), options.topology.tp,
+  auto queue = std::make_unique<kernels::CpuQueue>(options.rank.threads, options.rank.isa);
+  auto weights = std::make_shared<const LlamaWeights<kernels::CpuQueue>>(
+      load_weights(*queue, checkpoint, options.topology.tp_rank(world_rank), options.topology.tp,
                    options.rank.precision)
           .value());
-  auto rank = Rank::create(checkpoint.config(), weights, (*world)->groups(), options.topology,
-                           world_rank, 1, options.rank)
+  auto rank = Rank::create(checkpoint.config(), weights, std::move(queue), (*world)->groups(),
+                           options.topology, world_rank, 1, options.rank)
                   .value();
   const MachineProfile profile = rank->measure();
   send_message(fd, std::string(reinterpret_cast<const char*>(&profile), sizeof profile));

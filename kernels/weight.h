@@ -14,6 +14,8 @@
 
 namespace annulus::kernels {
 
+class CpuQueue;
+
 enum class WeightFormat : uint8_t { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1, kQ6_K };
 enum class Precision : uint8_t { kDefault, kF32 };
 
@@ -70,6 +72,10 @@ class PackedMatrix {
   // formats differ, or a column slice does not fall on a block edge, the wide format of the
   // precision is used instead.
   static PackedMatrix pack(std::span<const WeightSource> sources, Precision precision);
+  // As other queues' matrices are loaded.
+  static PackedMatrix load(CpuQueue&, std::span<const WeightSource> sources, Precision precision) {
+    return pack(sources, precision);
+  }
 
   PackedMatrix() = default;
   int64_t n() const { return n_; }

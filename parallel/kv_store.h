@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // This rank's keys and values: pages of rows shared out to slots, the same page ids in every layer.
 // Rows of a slot lie in append order; their positions ascend. Pages are counted, so that a fork
-// shares whole pages and copies the last, open one. Memory is reserved for the capacity and
-// committed by the operating system at first touch. One thread; used by Rank only. Row and page
-// geometry: kernels/attention.h. A full store throws DeviceError: the scheduler admits only what
-// fits.
+// shares whole pages and copies the last, open one. Pages live in the memory of the queue's device,
+// reserved for the capacity (on CPUs the operating system commits it at first touch); page tables
+// and positions are kept by the host and mirrored there. One thread; used by Rank only. Row and
+// page geometry: kernels/attention.h. A full store throws DeviceError: the scheduler admits only
+// what fits. Defined in kv_store_inl.h.
 #pragma once
 
 #include <cstddef>
@@ -14,15 +15,15 @@
 #include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/core/mirror.h"
 
 namespace annulus::parallel {
 
+template <class Queue>
 class KvStore {
  public:
-  KvStore(const kernels::KvFormat& format, int32_t layers, int64_t capacity_rows);
-  ~KvStore();
-  KvStore(const KvStore&) = delete;
-  KvStore& operator=(const KvStore&) = delete;
+  // The queue outlives the store.
+  KvStore(Queue& queue, const kernels::KvFormat& format, int32_t layers, int64_t capacity_rows);
 
   void admit(int32_t slot);
   void truncate(int32_t slot, int64_t length);  // keeps rows of positions below length
@@ -33,9 +34,10 @@ class KvStore {
   // same in every layer.
   std::vector<int64_t> append(int32_t slot, std::span<const int32_t> positions);
 
-  // The slot's rows in one layer. Valid until the next change of the slot.
+  // The slot's rows in one layer, as the device reads them. Valid until the next change of the
+  // slot.
   kernels::KvRows rows(int32_t slot, int32_t layer) const;
-  std::byte* layer(int32_t layer) const { return memory_ + layer * layer_bytes_; }
+  std::byte* layer(int32_t layer) const { return memory_.data() + layer * layer_bytes_; }
 
   const kernels::KvFormat& format() const { return format_; }
   int64_t capacity_rows() const { return pages_ * format_.page_tokens; }
@@ -44,16 +46,22 @@ class KvStore {
 
  private:
   struct Slot {
-    std::vector<int32_t> pages, positions;
+    kernels::Mirror<Queue, int32_t> pages, positions;
+    void sync(Queue& queue) {
+      pages.sync(queue);
+      positions.sync(queue);
+    }
   };
   Slot& at(int32_t slot);
   int32_t take_page();
   void drop_page(int32_t page);
+  void copy_rows(int32_t from_page, int32_t to_page, int64_t rows);  // the first, in every layer
 
+  Queue& queue_;
   kernels::KvFormat format_;
   int32_t layers_;
   int64_t pages_, layer_bytes_ = 0;
-  std::byte* memory_ = nullptr;
+  typename Queue::Memory memory_;
   std::vector<int32_t> users_;  // per page
   std::vector<int32_t> free_;
   std::map<int32_t, Slot> slots_;

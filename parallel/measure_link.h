@@ -3,11 +3,11 @@
 // the same point; at most about 0.3 s (more only where one megabyte takes longer than 50 ms).
 // Every rank returns the same numbers, those of the worst rank. A ring of one has no link: latency
 // 0, 1e6 bytes/us, overlap 1. Uses operations of step `step`, layer 1023. Errors: DeviceError.
+// Defined in measure_link_inl.h.
 #pragma once
 
 #include <cstdint>
 
-#include "kernels/cpu/queue.h"
 #include "parallel/communicator.h"
 
 namespace annulus::parallel {
@@ -18,7 +18,7 @@ struct LinkMeasure {
   double overlap = 1;  // share of such a hop that hides behind computing that polls: 0 none, 1 all
 };
 
-LinkMeasure measure_link(Communicator<kernels::CpuQueue>& ring, kernels::CpuQueue& queue,
-                         int64_t step = 0);
+template <class Queue>
+LinkMeasure measure_link(Communicator<Queue>& ring, Queue& queue, int64_t step = 0);
 
 }  // namespace annulus::parallel

@@ -2,14 +2,14 @@
 // Rank: one worker's share of the engine in one epoch: weights, KV store, communicators and the
 // shard state that it folds plans over. apply(plan) runs one step; the worker loop around it is ten
 // lines. One thread owns a Rank. Weights are shared and survive the epoch; everything else dies
-// with it. Errors: create() returns Status for what an operator can mend; apply() returns Status
-// for plans that cannot be (digest mismatch, unknown slot, an id outside the vocabulary) and throws
-// DeviceError (peer lost, abort, deadline, KV full). Either ends the epoch.
+// with it. The same for every device: create() takes the queue of one (rank_inl.h). Errors:
+// create() returns Status for what an operator can mend; apply() returns Status for plans that
+// cannot be (digest mismatch, unknown slot, an id outside the vocabulary) and throws DeviceError
+// (peer lost, abort, deadline, KV full). Either ends the epoch.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 
@@ -34,9 +34,10 @@ struct RankOptions {
   int64_t context = 0;  // served context; 0: the model's
   int32_t page_tokens = 64;
   int64_t workspace_limit_bytes = int64_t{256} << 20;
+  bool profile = false;  // StepResult::phase_us
+  // Of the CpuQueue that a rank on CPUs gets.
   int32_t threads = 1;
   kernels::CpuIsa isa = kernels::detect_cpu_isa();
-  bool profile = false;  // StepResult::phase_us
 };
 
 // What the attention of a rank looks like to the policy.
@@ -46,22 +47,22 @@ AttentionShape attention_shape(const LlamaConfig& config, const Topology& topolo
 class Rank {
  public:
   // `weights` are those of topology.tp_rank(world_rank). groups outlive the Rank.
-  static absl::StatusOr<std::unique_ptr<Rank>> create(const LlamaConfig& config,
-                                                      std::shared_ptr<const LlamaWeights> weights,
-                                                      Groups<kernels::CpuQueue> groups,
-                                                      Topology topology, int32_t world_rank,
-                                                      int64_t epoch, const RankOptions& options);
-  ~Rank();
+  template <class Queue>
+  static absl::StatusOr<std::unique_ptr<Rank>> create(
+      const LlamaConfig& config, std::shared_ptr<const LlamaWeights<Queue>> weights,
+      std::unique_ptr<Queue> queue, Groups<Queue> groups, Topology topology, int32_t world_rank,
+      int64_t epoch, const RankOptions& options);
+  virtual ~Rank() = default;
 
   // Collective over all ranks, about half a second: rates of this machine, the slowest rank's. The
   // same numbers everywhere.
-  MachineProfile measure();
+  virtual MachineProfile measure() = 0;
 
   // One step. The plan was encoded for this rank; one that is refused has changed nothing.
   // `deadline`: if nothing moves until then, waits for peers throw; every layer, hop and block of
   // logits that is reached puts it off by as much.
-  absl::StatusOr<StepResult> apply(const StepPlan& plan,
-                                   std::chrono::steady_clock::time_point deadline);
+  virtual absl::StatusOr<StepResult> apply(const StepPlan& plan,
+                                           std::chrono::steady_clock::time_point deadline) = 0;
 
   // Any thread: what this rank is doing, for time-out messages and heartbeats. progress counts
   // layers, hops and blocks of logits begun; the layer after the last is the head.
@@ -69,15 +70,10 @@ class Rank {
     int64_t step, progress;
     int32_t layer, hop;
   };
-  Breadcrumb breadcrumb() const;
+  virtual Breadcrumb breadcrumb() const = 0;
 
-  int64_t kv_capacity_rows() const;
-  const ShardState& state() const;
-
- private:
-  struct Impl;
-  explicit Rank(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  virtual int64_t kv_capacity_rows() const = 0;
+  virtual const ShardState& state() const = 0;
 };
 
 }  // namespace annulus::parallel

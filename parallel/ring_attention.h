@@ -31,6 +31,8 @@ struct ItemRows {       // one item on one rank
   std::vector<int32_t> q_positions;
   int64_t kv_first = 0;                   // within the rank's payload
   std::span<const int32_t> kv_positions;  // for pass-KV only; own rows come from the store
+  // The same where the device reads them: upload().
+  const int32_t *device_q_positions = nullptr, *device_kv_positions = nullptr;
 };
 
 struct GroupLayout {
@@ -49,10 +51,15 @@ struct GroupLayout {
 std::vector<GroupLayout> layout_groups(const ShardState& after, const StepPlan& plan, int32_t rank,
                                        const PolicyInput& policy, PositionLists& lists);
 
+// Brings the layouts' positions to the device, once a step; they live as long as the layouts and
+// the Mark around this call.
+template <class Queue>
+void upload(Queue& queue, std::span<GroupLayout> layouts);
+
 template <class Queue>
 struct AttentionCall {
   Communicator<Queue>& ring;
-  const KvStore& store;
+  const KvStore<Queue>& store;
   int32_t layer = 0;
   float scale = 1;
   OpId op;  // sequence is counted up by the call; equal on all ranks
@@ -62,7 +69,7 @@ struct AttentionCall {
 };
 
 // out = attention of the group's rows (this rank's), q [rows, heads * head_dim] in the dtype of the
-// cache.
+// cache. Defined in ring_attention_inl.h.
 template <class Queue>
 void ring_attend(Queue& queue, const GroupLayout& group, AttentionCall<Queue>& call,
                  kernels::ConstTensor q, kernels::Partial out);

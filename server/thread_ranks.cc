@@ -87,7 +87,7 @@ struct ThreadRanks::Impl {
 
   std::shared_ptr<const parallel::Checkpoint> checkpoint;
   ThreadRanksOptions options;
-  std::vector<std::shared_ptr<const LlamaWeights>> weights;  // by tp_rank
+  std::vector<std::shared_ptr<const LlamaWeights<kernels::CpuQueue>>> weights;  // by tp_rank
   std::function<void(LinkEvent)> sink;
   std::mutex mutex;  // guards epoch
   std::unique_ptr<Epoch> epoch;
@@ -98,10 +98,12 @@ absl::StatusOr<std::unique_ptr<ThreadRanks>> ThreadRanks::create(
     std::shared_ptr<const parallel::Checkpoint> checkpoint, const ThreadRanksOptions& options) {
   auto impl = std::make_unique<Impl>();
   for (int32_t tp_rank = 0; tp_rank < options.topology.tp; ++tp_rank) {
-    absl::StatusOr<LlamaWeights> loaded =
-        parallel::load_weights(*checkpoint, tp_rank, options.topology.tp, options.rank.precision);
+    kernels::CpuQueue queue(1);
+    absl::StatusOr<LlamaWeights<kernels::CpuQueue>> loaded = parallel::load_weights(
+        queue, *checkpoint, tp_rank, options.topology.tp, options.rank.precision);
     if (!loaded.ok()) return loaded.status();
-    impl->weights.push_back(std::make_shared<const LlamaWeights>(std::move(*loaded)));
+    impl->weights.push_back(
+        std::make_shared<const LlamaWeights<kernels::CpuQueue>>(std::move(*loaded)));
   }
   impl->checkpoint = std::move(checkpoint);
   impl->options = options;
@@ -173,9 +175,10 @@ void ThreadRanks::Impl::run_rank(Epoch& e, int32_t world_rank) {
   const parallel::Topology topology = options.topology;
   try {
     const auto tp_rank = static_cast<size_t>(topology.tp_rank(world_rank));
-    auto rank =
-        parallel::Rank::create(checkpoint->config(), weights[tp_rank], e.world.groups(world_rank),
-                               topology, world_rank, e.id, options.rank);
+    auto rank = parallel::Rank::create(
+        checkpoint->config(), weights[tp_rank],
+        std::make_unique<kernels::CpuQueue>(options.rank.threads, options.rank.isa),
+        e.world.groups(world_rank), topology, world_rank, e.id, options.rank);
     if (!rank.ok()) {
       return end(e,
                  kernels::concat("rank ", world_rank, ": ", std::string(rank.status().message())));

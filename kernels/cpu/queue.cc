@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cpu/queue.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -15,6 +17,17 @@ struct CpuQueue::Block {
   AlignedBytes memory;
   int64_t bytes;
 };
+
+CpuQueue::Memory::Memory(int64_t bytes, std::string_view what) {
+  void* const data = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (data == MAP_FAILED) throw DeviceError(concat("cannot reserve ", bytes, " bytes", what));
+  data_ = static_cast<std::byte*>(data);
+  bytes_ = bytes;
+}
+CpuQueue::Memory::~Memory() {
+  if (data_ != nullptr) munmap(data_, static_cast<size_t>(bytes_));
+}
 
 CpuQueue::CpuQueue(int threads, CpuIsa isa)
     : isa_(std::min(isa, detect_cpu_isa())), pool_(std::make_unique<ThreadPool>(threads)) {}

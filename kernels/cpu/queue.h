@@ -2,14 +2,19 @@
 // CpuQueue: what an op needs to run on CPUs: a thread pool, scratch memory and the instruction set
 // chosen once per process. Work runs at the call. One owner thread calls ops; inside parallel_for
 // the pool's threads help. Scratch is a bump arena: memory from scratch() lives until the Mark that
-// surrounds it ends, and the arena keeps its peak size (no allocation in steady state).
+// surrounds it ends, and the arena keeps its peak size (no allocation in steady state). The device
+// reads the host's memory: what moves data between the two is a copy at most.
 #pragma once
 
+#include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -28,6 +33,28 @@ class ThreadPool;
 class CpuQueue {
  public:
   using Matrix = PackedMatrix;  // what matmul multiplies by
+  static constexpr bool kHostMemory = true;
+
+  // Bytes that last: reserved here, committed by the operating system at first touch, zero until
+  // then. `what` completes the DeviceError where there is no room.
+  class Memory {
+   public:
+    Memory() = default;
+    explicit Memory(int64_t bytes, std::string_view what = "");
+    ~Memory();
+    Memory(Memory&& other) noexcept { *this = std::move(other); }
+    Memory& operator=(Memory&& other) noexcept {
+      std::swap(data_, other.data_);
+      std::swap(bytes_, other.bytes_);
+      return *this;
+    }
+    std::byte* data() const { return data_; }
+    int64_t bytes() const { return bytes_; }
+
+   private:
+    std::byte* data_ = nullptr;
+    int64_t bytes_ = 0;
+  };
 
   // threads >= 1 counts the calling thread. isa is capped by detect_cpu_isa().
   explicit CpuQueue(int threads, CpuIsa isa = detect_cpu_isa());
@@ -56,6 +83,20 @@ class CpuQueue {
     return static_cast<T*>(allocate(count * static_cast<int64_t>(sizeof(T))));
   }
   int64_t scratch_peak_bytes() const { return peak_; }
+
+  // `values` as the device reads them; they must live as long as that.
+  template <class T>
+  std::span<const T> upload(std::span<const T> values) {
+    return values;
+  }
+  // to = from, of the device; there after finish().
+  template <class T>
+  void download(std::span<T> to, const T* from) {
+    std::copy_n(from, to.size(), to.data());
+  }
+  void copy(std::byte* to, const std::byte* from, int64_t bytes) { std::copy_n(from, bytes, to); }
+  void fill(std::byte* to, std::byte value, int64_t bytes) { std::fill_n(to, bytes, value); }
+  void finish(std::chrono::steady_clock::time_point) {}  // everything has run at the call
 
   // Scratch taken after a Mark is given back when it ends; marks nest.
   class Mark {

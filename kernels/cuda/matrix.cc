@@ -15,10 +15,6 @@ constexpr auto kPatience = std::chrono::seconds(60);  // for one piece
 
 }  // namespace
 
-CudaMatrix::~CudaMatrix() {
-  if (data_ != nullptr) cudaFree(data_);
-}
-
 CudaMatrix CudaMatrix::load(CudaQueue& queue, std::span<const WeightSource> sources,
                             Precision precision) {
   CudaMatrix out;
@@ -29,16 +25,14 @@ CudaMatrix CudaMatrix::load(CudaQueue& queue, std::span<const WeightSource> sour
     ANNULUS_CHECK(source.cols == out.k_, source.cols, " inputs beside ", out.k_);
     out.n_ += source.rows;
   }
-  void* data = nullptr;
-  check_cuda(cudaMalloc(&data, static_cast<size_t>(out.bytes())), "GPU memory for weights");
-  out.data_ = static_cast<std::byte*>(data);
+  out.memory_ = CudaQueue::Memory(out.bytes(), " of weights");
 
   const int64_t row_bytes = out.k_ * size_bytes(out.dtype_);
   const int64_t piece_rows = std::max(kPieceBytes / row_bytes, int64_t{1});
   const auto k = static_cast<size_t>(out.k_);
   std::vector<float> values(k);
   std::vector<std::byte> piece;
-  std::byte* to = out.data_;
+  std::byte* to = out.memory_.data();
   for (const WeightSource& source : sources) {
     for (int64_t first = 0; first < source.rows; first += piece_rows) {
       const int64_t rows = std::min(piece_rows, source.rows - first);

@@ -8,7 +8,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <utility>
 
 #include "kernels/core/dtype.h"
 #include "kernels/cuda/queue.h"
@@ -23,26 +22,15 @@ class CudaMatrix {
   static CudaMatrix load(CudaQueue& queue, std::span<const WeightSource> sources,
                          Precision precision);
 
-  CudaMatrix() = default;
-  CudaMatrix(CudaMatrix&& other) noexcept { *this = std::move(other); }
-  CudaMatrix& operator=(CudaMatrix&& other) noexcept {
-    std::swap(dtype_, other.dtype_);
-    std::swap(n_, other.n_);
-    std::swap(k_, other.k_);
-    std::swap(data_, other.data_);
-    return *this;
-  }
-  ~CudaMatrix();
-
   DType dtype() const { return dtype_; }
   int64_t n() const { return n_; }
   int64_t k() const { return k_; }
   int64_t bytes() const { return n_ * k_ * size_bytes(dtype_); }
-  const std::byte* data() const { return data_; }  // on the device
+  const std::byte* data() const { return memory_.data(); }  // on the device
   // As a table whose rows embed() looks up.
   WeightSource rows() const {
     return {dtype_ == DType::kF32 ? WeightFormat::kF32 : WeightFormat::kBF16,
-            data_,
+            memory_.data(),
             n_,
             k_,
             0,
@@ -52,7 +40,7 @@ class CudaMatrix {
  private:
   DType dtype_ = DType::kF32;
   int64_t n_ = 0, k_ = 0;
-  std::byte* data_ = nullptr;
+  CudaQueue::Memory memory_;
 };
 
 }  // namespace annulus::kernels

@@ -40,9 +40,23 @@ absl::StatusOr<CudaDevice> find_cuda_device(int index) {
                     properties.multiProcessorCount};
 }
 
+CudaQueue::Memory::Memory(int64_t bytes, std::string_view what) {
+  void* data = nullptr;
+  const cudaError_t error = cudaMalloc(&data, static_cast<size_t>(bytes));
+  if (error == cudaErrorMemoryAllocation) {
+    throw DeviceError(concat("the GPU has no room for ", bytes, " bytes", what));
+  }
+  check_cuda(error, "cudaMalloc");
+  data_ = static_cast<std::byte*>(data);
+  bytes_ = bytes;
+}
+CudaQueue::Memory::~Memory() {
+  if (data_ != nullptr) cudaFree(data_);
+}
+
 CudaQueue::Arena::~Arena() {
   for (const Block& block : blocks_) {
-    if (memory_ == Memory::kDevice) {
+    if (place_ == Place::kDevice) {
       cudaFree(block.data);
     } else {
       cudaFreeHost(block.data);
@@ -63,7 +77,7 @@ void* CudaQueue::Arena::allocate(int64_t bytes) {
     block.bytes = std::max(2 * last, bytes);
     void* data = nullptr;
     const auto size = static_cast<size_t>(block.bytes);
-    if (memory_ == Memory::kDevice) {
+    if (place_ == Place::kDevice) {
       check_cuda(cudaMalloc(&data, size), "GPU memory for scratch");
     } else {
       check_cuda(cudaMallocHost(&data, size), "pinned memory for uploads");
@@ -87,14 +101,31 @@ CudaQueue::~CudaQueue() {
   cudaStreamDestroy(stream_);
 }
 
-const void* CudaQueue::upload_bytes(const void* from, int64_t bytes) {
-  void* to = device_.allocate(bytes);
-  if (bytes == 0) return to;
+void CudaQueue::write(std::byte* to, const void* from, int64_t bytes) {
+  if (bytes == 0) return;
   const auto size = static_cast<size_t>(bytes);
   void* staged = pinned_.allocate(bytes);
   std::memcpy(staged, from, size);
   check_cuda(cudaMemcpyAsync(to, staged, size, cudaMemcpyHostToDevice, stream_), "an upload");
-  return to;
+}
+
+void CudaQueue::read(void* to, const void* from, int64_t bytes) {
+  if (bytes == 0) return;
+  check_cuda(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_),
+             "a download");
+}
+
+void CudaQueue::copy(std::byte* to, const std::byte* from, int64_t bytes) {
+  if (bytes == 0) return;
+  check_cuda(
+      cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream_),
+      "a copy");
+}
+
+void CudaQueue::fill(std::byte* to, std::byte value, int64_t bytes) {
+  if (bytes == 0) return;
+  check_cuda(cudaMemsetAsync(to, std::to_integer<int>(value), static_cast<size_t>(bytes), stream_),
+             "a fill");
 }
 
 void CudaQueue::finish(std::chrono::steady_clock::time_point deadline) {

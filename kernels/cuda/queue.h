@@ -16,6 +16,8 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -39,6 +41,28 @@ class CudaMatrix;
 class CudaQueue {
  public:
   using Matrix = CudaMatrix;  // what matmul multiplies by
+  static constexpr bool kHostMemory = false;
+
+  // Bytes of the device that last, of the GPU whose queue this thread made; not zeroed. `what`
+  // completes the DeviceError where there is no room.
+  class Memory {
+   public:
+    Memory() = default;
+    explicit Memory(int64_t bytes, std::string_view what = "");
+    ~Memory();
+    Memory(Memory&& other) noexcept { *this = std::move(other); }
+    Memory& operator=(Memory&& other) noexcept {
+      std::swap(data_, other.data_);
+      std::swap(bytes_, other.bytes_);
+      return *this;
+    }
+    std::byte* data() const { return data_; }
+    int64_t bytes() const { return bytes_; }
+
+   private:
+    std::byte* data_ = nullptr;
+    int64_t bytes_ = 0;
+  };
 
   explicit CudaQueue(int device);
   ~CudaQueue();
@@ -59,18 +83,29 @@ class CudaQueue {
   template <class T>
   std::span<const T> upload(std::span<const T> values) {
     const auto bytes = static_cast<int64_t>(values.size_bytes());
-    return {static_cast<const T*>(upload_bytes(values.data(), bytes)), values.size()};
+    std::byte* const to = scratch<std::byte>(bytes);
+    write(to, values.data(), bytes);
+    return {reinterpret_cast<const T*>(to), values.size()};
   }
+  // The same into memory of the device.
+  void write(std::byte* to, const void* from, int64_t bytes);
+  // to = from, of the device; there after finish().
+  template <class T>
+  void download(std::span<T> to, const T* from) {
+    read(to.data(), from, static_cast<int64_t>(to.size_bytes()));
+  }
+  void copy(std::byte* to, const std::byte* from, int64_t bytes);
+  void fill(std::byte* to, std::byte value, int64_t bytes);
 
   // Waits for what was enqueued. DeviceError at the deadline, or for what the device found.
   void finish(std::chrono::steady_clock::time_point deadline);
 
  private:
-  enum class Memory : uint8_t { kDevice, kPinned };
+  enum class Place : uint8_t { kDevice, kPinned };
   // Blocks of memory, each twice the one before; a block is never moved.
   class Arena {
    public:
-    explicit Arena(Memory memory) : memory_(memory) {}
+    explicit Arena(Place place) : place_(place) {}
     ~Arena();
     Arena(const Arena&) = delete;
     Arena& operator=(const Arena&) = delete;
@@ -90,7 +125,7 @@ class CudaQueue {
       std::byte* data = nullptr;
       int64_t bytes = 0;
     };
-    Memory memory_;
+    Place place_;
     std::vector<Block> blocks_;
     Position at_;
     int64_t peak_ = 0;
@@ -111,10 +146,10 @@ class CudaQueue {
   };
 
  private:
-  const void* upload_bytes(const void* from, int64_t bytes);
+  void read(void* to, const void* from, int64_t bytes);
 
   cudaStream_t stream_ = nullptr;
-  Arena device_{Memory::kDevice}, pinned_{Memory::kPinned};
+  Arena device_{Place::kDevice}, pinned_{Place::kPinned};
   PhaseClock phases_;
 };
 

@@ -2,9 +2,10 @@
 // The weights of one tensor-parallel rank. slice_layer() and slice_head() are pure views into the
 // checkpoint: q, k, v, gate, up and head are cut by output rows (whole heads, FFN columns,
 // vocabulary), o and down by input columns, so that the ranks' partial sums are joined by one
-// all-reduce after each. load_weights() packs these views and reads from the mapping only what they
-// cover. LlamaWeights owns its packed matrices; `embedding` still points into the Checkpoint, which
-// must outlive it. Called once a rank, at load. Errors: InvalidArgument (tp_size does not divide).
+// all-reduce after each. load_weights() brings these views to the queue's device and reads from the
+// mapping only what they cover. LlamaWeights owns what it holds; on CPUs `embedding` still points
+// into the Checkpoint, which must outlive it. Called once a rank, at load. Errors: InvalidArgument
+// (tp_size does not divide); DeviceError (memory). Defined in weights_inl.h.
 #pragma once
 
 #include <array>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/core/mirror.h"
 #include "kernels/weight.h"
 #include "parallel/model/checkpoint.h"
 
@@ -30,28 +32,34 @@ LayerSlice slice_layer(const LlamaConfig& config, const LayerTensors& layer, int
                        int tp_size);
 kernels::WeightSource slice_head(const LlamaConfig& config, const ModelTensors& tensors,
                                  int tp_rank, int tp_size);
+int64_t source_bytes(const kernels::WeightSource& source);  // in the file
 
+template <class Queue>
 struct LayerWeights {
-  std::vector<float> attn_norm, ffn_norm;  // [dim]
-  kernels::PackedMatrix qkv;               // rows [q; k; v] of this rank
-  kernels::PackedMatrix o;
-  kernels::PackedMatrix gate_up;  // rows [gate; up] of this rank
-  kernels::PackedMatrix down;
+  kernels::Mirror<Queue, float> attn_norm, ffn_norm;  // [dim]
+  typename Queue::Matrix qkv;                         // rows [q; k; v] of this rank
+  typename Queue::Matrix o;
+  typename Queue::Matrix gate_up;  // rows [gate; up] of this rank
+  typename Queue::Matrix down;
 };
 
+template <class Queue>
 struct LlamaWeights {
-  kernels::WeightSource embedding;  // whole table in the mapping: rows are looked up in the file
-  std::vector<float> output_norm;
-  std::vector<LayerWeights> layers;
-  kernels::PackedMatrix head;  // vocabulary rows [tp_rank * vocab / tp, ...)
-  int64_t bytes = 0;           // memory held, the mapping aside
+  kernels::WeightSource embedding;  // the whole table, as the device reads it
+  typename Queue::Matrix table;     // holds it where the device does not read the mapping
+  kernels::Mirror<Queue, float> output_norm;
+  std::vector<LayerWeights<Queue>> layers;
+  typename Queue::Matrix head;  // vocabulary rows [tp_rank * vocab / tp, ...)
+  int64_t bytes = 0;            // memory held, the mapping aside
 };
 
 // Source bytes packed so far, and in all.
 using LoadProgress = std::function<void(int64_t done_bytes, int64_t total_bytes)>;
 
-absl::StatusOr<LlamaWeights> load_weights(const Checkpoint& checkpoint, int tp_rank, int tp_size,
-                                          kernels::Precision precision,
-                                          const LoadProgress& progress = {});
+template <class Queue>
+absl::StatusOr<LlamaWeights<Queue>> load_weights(Queue& queue, const Checkpoint& checkpoint,
+                                                 int tp_rank, int tp_size,
+                                                 kernels::Precision precision,
+                                                 const LoadProgress& progress = {});
 
 }  // namespace annulus::parallel

@@ -20,10 +20,12 @@ absl::StatusOr<std::shared_ptr<EpochRank>> EpochRank::create(int64_t epoch,
 
 absl::StatusOr<parallel::MachineProfile> EpochRank::meet(
     std::span<const std::string> addresses, const parallel::LlamaConfig& config,
-    std::shared_ptr<const parallel::LlamaWeights> weights, const parallel::RankOptions& options) {
+    std::shared_ptr<const parallel::LlamaWeights<kernels::CpuQueue>> weights,
+    const parallel::RankOptions& options) {
   if (auto status = world_->connect(addresses); !status.ok()) return status;
-  auto rank = parallel::Rank::create(config, std::move(weights), world_->groups(), topology_,
-                                     world_rank_, epoch_, options);
+  auto rank = parallel::Rank::create(
+      config, std::move(weights), std::make_unique<kernels::CpuQueue>(options.threads, options.isa),
+      world_->groups(), topology_, world_rank_, epoch_, options);
   if (!rank.ok()) return rank.status();
   {
     const std::lock_guard lock(mutex_);

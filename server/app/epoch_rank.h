@@ -32,7 +32,8 @@ class EpochRank {
   // Connects to the others and measures the machine together with them.
   absl::StatusOr<parallel::MachineProfile> meet(
       std::span<const std::string> addresses, const parallel::LlamaConfig& config,
-      std::shared_ptr<const parallel::LlamaWeights> weights, const parallel::RankOptions& options);
+      std::shared_ptr<const parallel::LlamaWeights<kernels::CpuQueue>> weights,
+      const parallel::RankOptions& options);
   bool met() const { return rank_ != nullptr; }
   parallel::Rank& rank() { return *rank_; }
 

@@ -60,8 +60,9 @@ float us_since(Clock::time_point start) {
 
 // Of the last assignment, kept over epochs and attachments.
 struct HeldWeights {
-  int32_t world_rank = -1;                                // -1: none yet
-  std::shared_ptr<const parallel::LlamaWeights> weights;  // shared with the epoch's Rank
+  int32_t world_rank = -1;  // -1: none yet
+  std::shared_ptr<const parallel::LlamaWeights<kernels::CpuQueue>>
+      weights;  // shared with the epoch's Rank
   int32_t tp = 0, tp_rank = -1;
   kernels::Precision precision = kernels::Precision::kDefault;
 };
@@ -272,7 +273,8 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
     held_ = {};  // both at once might not fit
     const Clock::time_point began = Clock::now();
     Clock::time_point told = began;
-    auto weights = parallel::load_weights(checkpoint_, tp_rank, topology.tp, precision,
+    kernels::CpuQueue queue(1);
+    auto weights = parallel::load_weights(queue, checkpoint_, tp_rank, topology.tp, precision,
                                           [&](int64_t done, int64_t total) {
                                             if (Clock::now() - told < kHeartbeat) return;
                                             told = Clock::now();
@@ -283,7 +285,8 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
                                           });
     if (!weights.ok()) return weights.status();
     held_ = {.world_rank = assignment.world_rank(),
-             .weights = std::make_shared<const parallel::LlamaWeights>(*std::move(weights)),
+             .weights = std::make_shared<const parallel::LlamaWeights<kernels::CpuQueue>>(
+                 *std::move(weights)),
              .tp = topology.tp,
              .tp_rank = tp_rank,
              .precision = precision};

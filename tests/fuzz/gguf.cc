@@ -2,6 +2,7 @@
 // A GGUF file: directory and metadata, config, tokenizer, then the whole way to packed weights.
 #include "parallel/model/gguf.h"
 
+#include "kernels/cpu/queue.h"
 #include "parallel/model/checkpoint.h"
 #include "parallel/model/weights.h"
 #include "server/tokenizer/load.h"
@@ -41,10 +42,11 @@ ANNULUS_FUZZ_TARGET(gguf) {
   const MemoryFile file(data, size);
   const auto checkpoint = parallel::Checkpoint::open(file.path());
   if (!checkpoint.ok()) return check_error(checkpoint.status());
+  kernels::CpuQueue queue(1);
   for (const int tp : parallel::valid_tp(*config)) {
     if (tp > 4) break;
     const auto weights =
-        parallel::load_weights(*checkpoint, tp - 1, tp, kernels::Precision::kDefault);
+        parallel::load_weights(queue, *checkpoint, tp - 1, tp, kernels::Precision::kDefault);
     if (!weights.ok()) check_error(weights.status());
   }
 }

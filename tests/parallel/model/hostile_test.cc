@@ -9,6 +9,7 @@
 #include <cstring>
 #include <random>
 
+#include "kernels/cpu/queue.h"
 #include "parallel/model/checkpoint.h"
 #include "parallel/model/safetensors.h"
 #include "parallel/model/weights.h"
@@ -187,7 +188,8 @@ TEST(Hostile, DamagedModelsOpenOrNot) {
     const auto checkpoint = Checkpoint::open(path);
     if (!checkpoint.ok()) return;
     ++opened;
-    EXPECT_TRUE(load_weights(*checkpoint, 0, 1, kernels::Precision::kDefault).ok());
+    kernels::CpuQueue queue(1);
+    EXPECT_TRUE(load_weights(queue, *checkpoint, 0, 1, kernels::Precision::kDefault).ok());
   };
   for (int i = 0; i < 400; ++i) {
     testing::write_file(folder + "/m.gguf", flipped(gguf, 2500, random));

@@ -4,6 +4,7 @@
 
 #include <map>
 
+#include "kernels/cpu/queue.h"
 #include "parallel/model/checkpoint.h"
 #include "parallel/model/rope.h"
 #include "parallel/model/weights.h"
@@ -61,10 +62,11 @@ TEST_F(RealModel, HasThePublishedTensorsAndTokenizer) {
 }
 
 TEST_F(RealModel, PacksAThirdOfIt) {
-  const auto weights = load_weights(checkpoint, 1, 3, kernels::Precision::kDefault);
+  kernels::CpuQueue queue(1);
+  const auto weights = load_weights(queue, checkpoint, 1, 3, kernels::Precision::kDefault);
   ASSERT_TRUE(weights.ok()) << weights.status();
   ASSERT_EQ(weights->layers.size(), 30u);
-  const LayerWeights& layer = weights->layers[29];
+  const LayerWeights<kernels::CpuQueue>& layer = weights->layers[29];
   EXPECT_EQ(layer.qkv.n(), 3 * 64 + 64 + 64);
   EXPECT_EQ(layer.qkv.k(), 576);
   EXPECT_EQ(layer.o.n(), 576);

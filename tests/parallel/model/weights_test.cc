@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/cpu/packed.h"
+#include "kernels/cpu/queue.h"
 #include "tests/support/tiny_model.h"
 
 namespace annulus::parallel {
@@ -109,16 +110,17 @@ TEST_P(WeightsOfFormat, SlicesGluedTogetherAreTheWhole) {
 }
 
 TEST_P(WeightsOfFormat, PackedMatricesHoldTheSlices) {
+  kernels::CpuQueue queue(1);
   const Checkpoint checkpoint = model_of(GetParam(), false);
   const LlamaConfig& config = checkpoint.config();
   for (const int tp : {1, 3}) {
     const int rank = tp - 1;
-    const auto weights = load_weights(checkpoint, rank, tp, Precision::kF32);
+    const auto weights = load_weights(queue, checkpoint, rank, tp, Precision::kF32);
     ASSERT_TRUE(weights.ok()) << weights.status();
     ASSERT_EQ(weights->layers.size(), 1u);
     const LayerTensors& whole = checkpoint.tensors().layers[0];
     const LayerSlice slice = slice_layer(config, whole, rank, tp);
-    const LayerWeights& layer = weights->layers[0];
+    const LayerWeights<kernels::CpuQueue>& layer = weights->layers[0];
     EXPECT_EQ(unpacked(layer.qkv),
               below(below(dequantised(slice.qkv[0]), dequantised(slice.qkv[1])),
                     dequantised(slice.qkv[2])));
@@ -128,9 +130,9 @@ TEST_P(WeightsOfFormat, PackedMatricesHoldTheSlices) {
     EXPECT_EQ(unpacked(layer.down), dequantised(slice.down));
     EXPECT_EQ(unpacked(weights->head),
               dequantised(slice_head(config, checkpoint.tensors(), rank, tp)));
-    EXPECT_EQ(layer.attn_norm, whole.attn_norm);
-    EXPECT_EQ(layer.ffn_norm, whole.ffn_norm);
-    EXPECT_EQ(weights->output_norm, checkpoint.tensors().output_norm);
+    EXPECT_EQ(layer.attn_norm.host(), whole.attn_norm);
+    EXPECT_EQ(layer.ffn_norm.host(), whole.ffn_norm);
+    EXPECT_EQ(weights->output_norm.host(), checkpoint.tensors().output_norm);
     EXPECT_EQ(weights->embedding.data, checkpoint.tensors().embedding.data);
   }
 }
@@ -142,12 +144,13 @@ INSTANTIATE_TEST_SUITE_P(Weights, WeightsOfFormat,
                                            WeightFormat::kQ6_K));
 
 TEST(Weights, ProgressCountsEveryByteOnce) {
+  kernels::CpuQueue queue(1);
   const Checkpoint checkpoint = model_of(WeightFormat::kQ4_1, false);
   int64_t sum_of_totals = 0, whole = 0;
   for (const int tp : {1, 3}) {
     for (int rank = 0; rank < tp; ++rank) {
       int64_t last = 0, total = 0;
-      const auto weights = load_weights(checkpoint, rank, tp, Precision::kDefault,
+      const auto weights = load_weights(queue, checkpoint, rank, tp, Precision::kDefault,
                                         [&](int64_t done_bytes, int64_t total_bytes) {
                                           EXPECT_GT(done_bytes, last);
                                           last = done_bytes;
@@ -166,8 +169,9 @@ TEST(Weights, ProgressCountsEveryByteOnce) {
 }
 
 TEST(Weights, RefusesSizesThatDoNotDivide) {
+  kernels::CpuQueue queue(1);
   const Checkpoint checkpoint = model_of(WeightFormat::kQ8_0, true);
-  const absl::Status status = load_weights(checkpoint, 0, 4, Precision::kDefault).status();
+  const absl::Status status = load_weights(queue, checkpoint, 0, 4, Precision::kDefault).status();
   EXPECT_TRUE(absl::IsInvalidArgument(status));
   EXPECT_NE(status.message().find("it can be 1, 2, 3, 6"), absl::string_view::npos) << status;
   const LlamaConfig& config = checkpoint.config();

@@ -43,7 +43,7 @@ class KvStoreTest : public ::testing::Test {
   }
 
   kernels::CpuQueue queue_{1};
-  KvStore store_{kFormat, 2, 64};
+  KvStore<kernels::CpuQueue> store_{queue_, kFormat, 2, 64};
 };
 
 TEST_F(KvStoreTest, RowsKeepAppendOrderOverPages) {

@@ -7,6 +7,7 @@
 
 #include <limits>
 
+#include "kernels/cpu/queue.h"
 #include "parallel/comm_threads.h"
 #include "parallel/model/checkpoint.h"
 #include "tests/parallel/sharding/plans.h"
@@ -27,8 +28,9 @@ class RankPlans : public ::testing::Test {
     const std::string path = annulus::testing::scratch_directory() + "/tiny.gguf";
     annulus::testing::write_gguf({}, path);
     checkpoint_ = Checkpoint::open(path).value();
-    weights_ = std::make_shared<const LlamaWeights>(
-        load_weights(*checkpoint_, 0, 1, kernels::Precision::kF32).value());
+    kernels::CpuQueue loader(1);
+    weights_ = std::make_shared<const LlamaWeights<kernels::CpuQueue>>(
+        load_weights(loader, *checkpoint_, 0, 1, kernels::Precision::kF32).value());
     rank_ = make(world_);
   }
 
@@ -36,7 +38,8 @@ class RankPlans : public ::testing::Test {
     RankOptions options;
     options.precision = kernels::Precision::kF32;
     options.kv_capacity_rows = kCapacity;
-    return Rank::create(checkpoint_->config(), weights_, world.groups(0), {}, 0, 1, options)
+    return Rank::create(checkpoint_->config(), weights_, std::make_unique<kernels::CpuQueue>(1),
+                        world.groups(0), {}, 0, 1, options)
         .value();
   }
 
@@ -76,7 +79,7 @@ class RankPlans : public ::testing::Test {
   }
 
   absl::StatusOr<Checkpoint> checkpoint_ = absl::UnknownError("not open yet");
-  std::shared_ptr<const LlamaWeights> weights_;
+  std::shared_ptr<const LlamaWeights<kernels::CpuQueue>> weights_;
   ThreadWorld world_{Topology{}}, other_world_{Topology{}};
   std::unique_ptr<Rank> rank_;
 };

@@ -108,7 +108,7 @@ TEST_P(RingAttentionTest, EqualsFullAttention) {
                                       dtype = dtype](int32_t me) {
     CpuQueue queue(1);
     const Groups<CpuQueue> groups = world.groups(me);
-    KvStore store(format, 1, 512);
+    KvStore<CpuQueue> store(queue, format, 1, 512);
     ShardState state;
     PositionLists lists;
     state.cp = topology.cp;
@@ -124,7 +124,8 @@ TEST_P(RingAttentionTest, EqualsFullAttention) {
         lists.apply(op);
       }
       state = advance(state, plan);
-      const GroupLayout layout = layout_groups(state, plan, me, policy, lists).at(0);
+      GroupLayout layout = layout_groups(state, plan, me, policy, lists).at(0);
+      upload(queue, std::span(&layout, 1));
 
       std::vector<float> q32;
       for (const Item& i : plan.items) {
@@ -160,7 +161,7 @@ TEST_P(RingAttentionTest, EqualsFullAttention) {
         std::vector<int32_t> all(static_cast<size_t>(state.slots.at(i.slot).length));
         for (size_t p = 0; p < all.size(); ++p) all[p] = static_cast<int32_t>(p);
         // The oracle reads what a cache of this dtype would hold.
-        KvStore whole(format, 1, 512);
+        KvStore<CpuQueue> whole(queue, format, 1, 512);
         whole.admit(0);
         const int64_t n = static_cast<int64_t>(all.size());
         const auto k = rows_of(i.slot, all, kv_cols, 1), v = rows_of(i.slot, all, kv_cols, 2);

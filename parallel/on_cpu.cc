@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine on CPUs: every template of this folder, for CpuQueue (model/on_cpu.cc: the model).
+#include "kernels/cpu/queue.h"
+#include "parallel/rank_inl.h"
+
+namespace annulus::parallel {
+
+using kernels::CpuQueue;
+
+template class KvStore<CpuQueue>;
+template LinkMeasure measure_link(Communicator<CpuQueue>&, CpuQueue&, int64_t);
+template void upload(CpuQueue&, std::span<GroupLayout>);
+template void ring_attend(CpuQueue&, const GroupLayout&, AttentionCall<CpuQueue>&,
+                          kernels::ConstTensor, kernels::Partial);
+template absl::StatusOr<std::unique_ptr<Rank>> Rank::create(
+    const LlamaConfig&, std::shared_ptr<const LlamaWeights<CpuQueue>>, std::unique_ptr<CpuQueue>,
+    Groups<CpuQueue>, Topology, int32_t, int64_t, const RankOptions&);
+
+}  // namespace annulus::parallel

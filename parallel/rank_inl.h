@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rank::create and a step of RankOn<Queue>, instantiated for each queue in on_<device>.cc.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "parallel/kv_store_inl.h"
+#include "parallel/measure_inl.h"
+#include "parallel/rank_answers_inl.h"
+#include "parallel/rank_on.h"
+#include "parallel/ring_attention_inl.h"
+
+namespace annulus::parallel {
+namespace rank_on {
+
+// A breadcrumb, and a new deadline: a peer that is slow is not gone while this rank moves on.
+template <class Queue>
+void RankOn<Queue>::reached(int32_t at_layer, int32_t at_hop) {
+  layer_.store(at_layer, std::memory_order_relaxed);
+  hop_.store(at_hop, std::memory_order_relaxed);
+  progress_.fetch_add(1, std::memory_order_relaxed);
+  const Clock::time_point deadline = Clock::now() + patience_;
+  groups_.cp->set_deadline(deadline);
+  groups_.tp->set_deadline(deadline);
+}
+
+// What validate() cannot know beside what it does: this epoch, the vocabulary, the sampled ids that
+// are still here. Room for the KV is checked as it is taken.
+template <class Queue>
+absl::Status RankOn<Queue>::check(const StepPlan& plan) const {
+  const auto bad = [&](const auto&... parts) {
+    return absl::InvalidArgumentError(absl::StrCat("step ", plan.step, ": ", parts...));
+  };
+  if (plan.epoch != epoch_) return bad("a plan of epoch ", plan.epoch, " in epoch ", epoch_);
+  if (absl::Status valid = validate(state_, plan, cp_rank()); !valid.ok()) return valid;
+  for (const Item& item : plan.items) {
+    for (const int32_t token : item.tokens) {
+      if (token >= config_.vocab) return bad("token id ", token, " of ", config_.vocab);
+    }
+    for (const Wanted& wanted : item.wanted) {
+      if (wanted.target >= config_.vocab)
+        return bad("target ", wanted.target, " of ", config_.vocab);
+    }
+    if (item.sampled.step < 0) continue;
+    const auto step_is = [&](const auto& entry) { return entry.first == item.sampled.step; };
+    const auto found = std::find_if(sampled_.begin(), sampled_.end(), step_is);
+    if (found == sampled_.end()) return bad("no ids sampled in step ", item.sampled.step);
+    if (index(item.sampled.row) >= found->second.size()) {
+      return bad("row ", item.sampled.row, " of the ", found->second.size(), " sampled in step ",
+                 item.sampled.step);
+    }
+  }
+  return absl::OkStatus();
+}
+
+template <class Queue>
+int32_t RankOn<Queue>::token_of(const Item& item) const {
+  for (const auto& [at, ids] : sampled_) {
+    if (at != item.sampled.step) continue;
+    ANNULUS_CHECK(item.sampled.row >= 0 && index(item.sampled.row) < ids.size(), "row ",
+                  item.sampled.row);
+    return ids[index(item.sampled.row)];
+  }
+  ANNULUS_CHECK(false, "sampled ids of step ", item.sampled.step, " are gone");
+  return 0;
+}
+
+template <class Queue>
+StepRows RankOn<Queue>::rows_of(const StepPlan& plan) {
+  StepRows rows;
+  for (const Group& group : plan.groups) {
+    for (const int32_t i : group.items) {
+      const Item& item = plan.items[index(i)];
+      const std::vector<int32_t> mine = positions(shard_item(state_, item)[index(cp_rank())]);
+      const int64_t first = static_cast<int64_t>(rows.positions.size());
+      if (item.sampled.step < 0) {
+        ANNULUS_CHECK(item.tokens.size() == mine.size(), "item ", i, ": ", item.tokens.size(),
+                      " tokens for ", mine.size(), " rows");
+        rows.ids.insert(rows.ids.end(), item.tokens.begin(), item.tokens.end());
+      } else if (!mine.empty()) {
+        rows.ids.push_back(token_of(item));
+      }
+      const std::vector<int64_t> where = store_.append(item.slot, mine);
+      rows.slot_rows.insert(rows.slot_rows.end(), where.begin(), where.end());
+      rows.positions.insert(rows.positions.end(), mine.begin(), mine.end());
+      for (const Wanted& wanted : item.wanted) {
+        const auto at = std::lower_bound(mine.begin(), mine.end(), wanted.position);
+        if (at != mine.end() && *at == wanted.position) {
+          rows.wanted.push_back({i, first + (at - mine.begin()), &wanted});
+        }
+      }
+    }
+  }
+  std::stable_sort(rows.wanted.begin(), rows.wanted.end(),
+                   [](const OwnWanted& a, const OwnWanted& b) { return a.item < b.item; });
+  return rows;
+}
+
+template <class Queue>
+void RankOn<Queue>::attend(int32_t l, std::span<const GroupLayout> layouts,
+                           std::span<const int64_t> slot_rows, kernels::ConstTensor q,
+                           kernels::ConstTensor k, kernels::ConstTensor v, Tensor out,
+                           StepResult& result) {
+  reached(l, 0);
+  const typename Queue::Mark mark(queue_);
+  queue_.phases().enter(Phase::kKvAppend);
+  kernels::kv_append(queue_, k, v, store_.layer(l), slot_rows, store_.format());
+  queue_.phases().enter(Phase::kAttention);
+  const Tensor queries = {
+      queue_.template scratch<std::byte>(q.rows * q.cols * kernels::size_bytes(shape_.dtype)),
+      shape_.dtype, q.rows, q.cols, q.cols};
+  kernels::convert(queue_, queries, q);
+  const kernels::Partial all = {static_cast<float*>(out.data),
+                                queue_.template scratch<float>(q.rows * shape_.heads), q.rows,
+                                shape_.heads, shape_.head_dim};
+  const float scale = 1 / std::sqrt(static_cast<float>(shape_.head_dim));
+  AttentionCall<Queue> call{*groups_.cp, store_, l, scale, {step_.load(), l, 0, 0, ""}};
+  call.on_visit = [&](int32_t at_hop) { reached(l, at_hop); };
+  for (size_t g = 0; g < layouts.size(); ++g) {
+    const GroupLayout& group = layouts[g];
+    const int64_t mine = group.q_rows[index(cp_rank())];
+    const double waited = groups_.cp->waited_us();
+    const int64_t sent = groups_.cp->bytes_sent();
+    const Clock::time_point start = Clock::now();
+    ring_attend(queue_, group, call, queries.slice_rows(group.row_first, mine),
+                all.slice(group.row_first, mine));
+    const double exposed = groups_.cp->waited_us() - waited;
+    GroupReport& report = result.groups[g];
+    report.bytes_sent += groups_.cp->bytes_sent() - sent;
+    report.exposed_us += static_cast<float>(exposed);
+    report.attend_us += static_cast<float>(us_since(start) - exposed);
+  }
+  workspace_peak_ = std::max(workspace_peak_, call.workspace_bytes);
+}
+
+template <class Queue>
+absl::StatusOr<StepResult> RankOn<Queue>::apply(const StepPlan& plan, Clock::time_point deadline) {
+  const Clock::time_point start = Clock::now();
+  queue_.phases().take();
+  kernels::set_check_context(absl::StrCat("rank ", world_rank_, ", step ", plan.step));
+  if (absl::Status possible = check(plan); !possible.ok()) return possible;
+  step_.store(plan.step);
+  workspace_peak_ = 0;
+  patience_ = deadline - start;
+  reached(0, 0);
+
+  for (const Op& op : plan.ops) {
+    apply_to_store(store_, op);
+    position_lists_.apply(op);
+  }
+  // In place: a step that fails ends the epoch, and the state with it. Who computes what depends on
+  // slots' decode bases alone, which items do not change.
+  state_ = advance(std::move(state_), plan);
+  std::vector<GroupLayout> layouts =
+      layout_groups(state_, plan, cp_rank(), policy_, position_lists_);
+  StepRows rows = rows_of(plan);
+
+  StepResult result;
+  result.epoch = plan.epoch;
+  result.step = plan.step;
+  result.world_rank = world_rank_;
+  for (const GroupLayout& layout : layouts) {
+    result.groups.push_back({.variant = layout.variant, .formula_bytes = layout.formula_bytes});
+  }
+  if (!plan.items.empty()) {
+    const typename Queue::Mark mark(queue_);
+    const int64_t n = static_cast<int64_t>(rows.ids.size()), d = config_.head_dim;
+    rows.cos_sin.resize(index(n * d));
+    fill_cos_sin(frequencies_, rows.positions, rows.cos_sin.data());
+    const auto cos_sin = queue_.upload(std::span<const float>(rows.cos_sin));
+    const auto ids = queue_.upload(std::span<const int32_t>(rows.ids));
+    const auto slot_rows = queue_.upload(std::span<const int64_t>(rows.slot_rows));
+    upload(queue_, std::span(layouts));
+    const Tensor x = matrix(queue_.template scratch<float>(n * config_.dim), n, config_.dim);
+    LlamaHooks hooks;
+    hooks.attend = [&](int32_t layer, auto q, auto k, auto v, Tensor out) {
+      attend(layer, layouts, slot_rows, q, k, v, out, result);
+    };
+    int32_t sums = 0;
+    if (topology_.tp > 1) {
+      hooks.all_reduce = [&](int32_t layer, Tensor sum) {
+        groups_.tp->all_reduce(queue_, {sum.row<float>(0), index(sum.rows * sum.cols)},
+                               {plan.step, layer, sums++ % 2, 0, "tp sum"});
+      };
+    }
+    forward(queue_, config_, *weights_, topology_.tp, ids, matrix(cos_sin.data(), n, d), hooks, x);
+    answer_wanted(plan, rows, x, result);
+  }
+  share_sampled(plan, result);
+  finish();
+  if (topology_.tp_rank(world_rank_) != 0) result.wanted.clear();
+  result.kv_rows = store_.rows_used();
+  result.kv_bytes = store_.bytes_used();
+  result.workspace_peak_bytes = workspace_peak_;
+  if (queue_.phases().enabled()) {
+    for (const double us : queue_.phases().take()) {
+      result.phase_us.push_back(static_cast<float>(us));
+    }
+  }
+  result.step_us = static_cast<float>(us_since(start));
+  return result;
+}
+
+}  // namespace rank_on
+
+template <class Queue>
+absl::StatusOr<std::unique_ptr<Rank>> Rank::create(
+    const LlamaConfig& config, std::shared_ptr<const LlamaWeights<Queue>> weights,
+    std::unique_ptr<Queue> queue, Groups<Queue> groups, Topology topology, int32_t world_rank,
+    int64_t epoch, const RankOptions& options) {
+  if (const absl::Status tp = check_tp(config, topology.tp); !tp.ok()) return tp;
+  if (topology.cp > rank_on::kMaxCp) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("context parallelism ", topology.cp, " is above ", rank_on::kMaxCp));
+  }
+  const int64_t context = options.context > 0 ? options.context : config.context;
+  int64_t capacity = options.kv_capacity_rows;
+  if (capacity <= 0) {
+    // A context spread over the CP ranks, an eighth for uneven rows and other sequences, and some
+    // open pages.
+    capacity = context / topology.cp + context / (8 * topology.cp) + 64 * options.page_tokens;
+  }
+  try {
+    return std::make_unique<rank_on::RankOn<Queue>>(config, std::move(weights), std::move(queue),
+                                                    groups, topology, world_rank, epoch, options,
+                                                    capacity);
+  } catch (const kernels::DeviceError& error) {
+    return absl::ResourceExhaustedError(error.what());
+  }
+}
+
+}  // namespace annulus::parallel

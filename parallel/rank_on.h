@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+// RankOn<Queue>: the rank that Rank::create makes on the device of a queue. Its pieces are defined
+// in rank_inl.h and rank_answers_inl.h.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <deque>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/attention.h"
+#include "kernels/core/phase.h"
+#include "kernels/ops.h"
+#include "parallel/kv_store.h"
+#include "parallel/measure.h"
+#include "parallel/model/llama.h"
+#include "parallel/model/rope.h"
+#include "parallel/rank.h"
+#include "parallel/ring_attention.h"
+
+namespace annulus::parallel::rank_on {
+
+using kernels::matrix;
+using kernels::Phase;
+using kernels::Tensor;
+using Clock = std::chrono::steady_clock;
+
+constexpr int32_t kMaxCp = 256;      // hops a message tag can tell apart
+constexpr int64_t kLogitRows = 64;   // rows whose logits are held at once
+constexpr size_t kSampledSteps = 4;  // steps whose sampled ids may be named by a later plan
+
+inline double us_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::micro>(Clock::now() - start).count();
+}
+
+inline size_t index(int64_t i) {
+  return static_cast<size_t>(i);
+}
+
+inline kernels::KvFormat kv_format(const AttentionShape& shape, int32_t page_tokens) {
+  return {shape.dtype, shape.kv_heads, shape.head_dim, page_tokens};
+}
+
+template <class Queue>
+void apply_to_store(KvStore<Queue>& store, const Op& op) {
+  switch (op.kind) {
+    case Op::Kind::kAdmit: store.admit(op.slot); return;
+    case Op::Kind::kSampling:
+    case Op::Kind::kRebase: return;
+    case Op::Kind::kTruncate: store.truncate(op.slot, op.length); return;
+    case Op::Kind::kFork: store.fork(op.from, op.slot, op.length); return;
+    case Op::Kind::kRelease: store.release(op.slot); return;
+  }
+}
+
+// A wanted position that this rank computes.
+struct OwnWanted {
+  int32_t item = 0;
+  int64_t row = 0;  // of this rank's rows of the step
+  const Wanted* wanted = nullptr;
+};
+
+// This rank's rows of a step, groups and items one after the other.
+struct StepRows {
+  std::vector<int32_t> ids, positions;
+  std::vector<int64_t> slot_rows;  // where each row's KV goes
+  std::vector<OwnWanted> wanted;   // by item
+  std::vector<float> cos_sin;      // [rows, head_dim]
+};
+
+template <class Queue>
+class RankOn final : public Rank {
+ public:
+  RankOn(const LlamaConfig& config, std::shared_ptr<const LlamaWeights<Queue>> weights,
+         std::unique_ptr<Queue> queue, Groups<Queue> groups, Topology topology, int32_t world_rank,
+         int64_t epoch, const RankOptions& options, int64_t capacity)
+      : config_(config),
+        weights_(std::move(weights)),
+        groups_(groups),
+        topology_(topology),
+        world_rank_(world_rank),
+        epoch_(epoch),
+        owned_queue_(std::move(queue)),
+        queue_(*owned_queue_),
+        shape_(attention_shape(config, topology, options.precision)),
+        store_(queue_, kv_format(shape_, options.page_tokens), config.layers, capacity),
+        frequencies_(rope_frequencies(config)) {
+    state_.cp = topology.cp;
+    policy_ = {shape_, topology.cp, {}, options.workspace_limit_bytes};
+    queue_.phases().enable(options.profile);
+    if constexpr (Queue::kHostMemory) {
+      queue_.set_poll([this] {
+        groups_.cp->progress();
+        if (topology_.tp > 1) groups_.tp->progress();
+      });
+    }
+  }
+
+  MachineProfile measure() override {
+    const Clock::time_point deadline = Clock::now() + std::chrono::seconds(60);
+    for (auto* group : {groups_.tp, groups_.cp, groups_.world}) group->set_deadline(deadline);
+    policy_.profile = measure_machine(queue_, groups_, shape_, *weights_);
+    return policy_.profile;
+  }
+  absl::StatusOr<StepResult> apply(const StepPlan& plan, Clock::time_point deadline) override;
+  Breadcrumb breadcrumb() const override {
+    return {step_.load(), progress_.load(), layer_.load(), hop_.load()};
+  }
+  int64_t kv_capacity_rows() const override { return store_.capacity_rows(); }
+  const ShardState& state() const override { return state_; }
+
+ private:
+  int32_t cp_rank() const { return topology_.cp_rank(world_rank_); }
+  absl::Status check(const StepPlan& plan) const;
+  int32_t token_of(const Item& item) const;
+  StepRows rows_of(const StepPlan& plan);
+  void attend(int32_t layer, std::span<const GroupLayout> layouts,
+              std::span<const int64_t> slot_rows, kernels::ConstTensor q, kernels::ConstTensor k,
+              kernels::ConstTensor v, Tensor out, StepResult& result);
+  void answer_wanted(const StepPlan& plan, const StepRows& rows, Tensor x, StepResult& result);
+  void share_sampled(const StepPlan& plan, const StepResult& result);
+  void reached(int32_t at_layer, int32_t at_hop);
+  void finish() { queue_.finish(Clock::now() + patience_); }
+
+  LlamaConfig config_;
+  std::shared_ptr<const LlamaWeights<Queue>> weights_;
+  Groups<Queue> groups_;
+  Topology topology_;
+  int32_t world_rank_;
+  int64_t epoch_;
+  std::unique_ptr<Queue> owned_queue_;
+  Queue& queue_;
+  AttentionShape shape_;
+  PolicyInput policy_;
+  KvStore<Queue> store_;
+  std::vector<double> frequencies_;
+  ShardState state_;
+  PositionLists position_lists_;                                  // of other ranks' rows
+  std::deque<std::pair<int64_t, std::vector<int32_t>>> sampled_;  // step, ids by row
+  int64_t workspace_peak_ = 0;  // of attention in this step, bytes
+  std::atomic<int64_t> step_{0}, progress_{0};
+  std::atomic<int32_t> layer_{0}, hop_{0};
+  Clock::duration patience_{};  // of this step, without progress
+};
+
+}  // namespace annulus::parallel::rank_on
