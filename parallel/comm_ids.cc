@@ -42,6 +42,13 @@ const char* name(GroupId group) {
   return kNames[static_cast<size_t>(group)];
 }
 
+std::string describe(GroupId group, int32_t rank, const std::vector<int32_t>& members,
+                     const OpId& op) {
+  return kernels::concat(name(group), " rank ", rank, " of ", members.size(), " (world rank ",
+                         members[static_cast<size_t>(rank)], "): ", op.what, ", step ", op.step,
+                         ", layer ", op.layer, ", sequence ", op.sequence, ", hop ", op.hop);
+}
+
 std::vector<int32_t> group_members(const Topology& topology, GroupId group, int32_t world_rank) {
   std::vector<int32_t> members;
   const int32_t tp_rank = topology.tp_rank(world_rank), cp_rank = topology.cp_rank(world_rank);

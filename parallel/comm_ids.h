@@ -25,6 +25,10 @@ const char* name(GroupId group);  // "tp", "cp", "world"
 std::vector<int32_t> group_members(const Topology& topology, GroupId group, int32_t world_rank);
 int32_t group_rank(const Topology& topology, GroupId group, int32_t world_rank);
 
+// "cp rank 1 of 3 (world rank 4): kv ring, step 7, ...", for errors; members: of the group.
+std::string describe(GroupId group, int32_t rank, const std::vector<int32_t>& members,
+                     const OpId& op);
+
 struct TagField {
   int shift, bits;
 };

@@ -129,7 +129,7 @@ class MessageCommunicator final : public Communicator<kernels::CpuQueue> {
   void wait(Queue& queue, std::span<Part> parts, const OpId& op);  // all of them, or DeviceError
   bool settled(std::span<Part> parts, const OpId& op);
   [[noreturn]] void fail(const OpId& op, const Part* part, const std::string& reason);
-  std::string where(const OpId& op) const;
+  std::string where(const OpId& op) const { return describe(group_, rank_, members_, op); }
 
   int32_t neighbour(int32_t distance) const { return (rank_ + distance) % size(); }
   static size_t index(int64_t value) { return static_cast<size_t>(value); }
@@ -365,13 +365,6 @@ void MessageCommunicator<Wire>::wait(Queue& queue, std::span<Part> parts, const 
       }
     }
   }
-}
-
-template <class Wire>
-std::string MessageCommunicator<Wire>::where(const OpId& op) const {
-  return kernels::concat(name(group_), " rank ", rank_, " of ", size(), " (world rank ",
-                         members_[index(rank_)], "): ", op.what, ", step ", op.step, ", layer ",
-                         op.layer, ", sequence ", op.sequence, ", hop ", op.hop);
 }
 
 template <class Wire>

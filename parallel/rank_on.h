@@ -93,12 +93,10 @@ class RankOn final : public Rank {
     state_.cp = topology.cp;
     policy_ = {shape_, topology.cp, {}, options.workspace_limit_bytes};
     queue_.phases().enable(options.profile);
-    if constexpr (Queue::kHostMemory) {
-      queue_.set_poll([this] {
-        groups_.cp->progress();
-        if (topology_.tp > 1) groups_.tp->progress();
-      });
-    }
+    queue_.set_poll([this] {
+      groups_.cp->progress();
+      if (topology_.tp > 1) groups_.tp->progress();
+    });
   }
 
   MachineProfile measure() override {

@@ -137,8 +137,10 @@ void CudaQueue::finish(std::chrono::steady_clock::time_point deadline) {
       throw DeviceError(
           concat("the GPU has not finished by the deadline, in phase ", name(phases_.current())));
     }
+    if (poll_) poll_();
     std::this_thread::yield();
   }
+  if (poll_) poll_();
   pinned_.rewind({});
 }
 

@@ -13,7 +13,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -97,6 +97,10 @@ class CudaQueue {
   void copy(std::byte* to, const std::byte* from, int64_t bytes);
   void fill(std::byte* to, std::byte value, int64_t bytes);
 
+  // Called while finish() waits and once when it has: progress and errors of transfers, which it
+  // throws. Empty = none.
+  void set_poll(std::function<void()> poll) { poll_ = std::move(poll); }
+
   // Waits for what was enqueued. DeviceError at the deadline, or for what the device found.
   void finish(std::chrono::steady_clock::time_point deadline);
 
@@ -150,6 +154,7 @@ class CudaQueue {
 
   cudaStream_t stream_ = nullptr;
   Arena device_{Place::kDevice}, pinned_{Place::kPinned};
+  std::function<void()> poll_;
   PhaseClock phases_;
 };
 

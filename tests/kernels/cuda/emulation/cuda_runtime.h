@@ -7,7 +7,8 @@
 //
 // A block's threads are fibers of the calling thread; blocks run one after the other. A stream is a
 // list of closures that runs when it is waited for, not before: memory that the host gives back or
-// overwrites too early is seen. Device memory is an allocation of its own, filled with NaN.
+// overwrites too early is seen. Device memory is an allocation of its own, filled with NaN. Every
+// thread of the host is a GPU of its own, so that ranks can be threads.
 #pragma once
 
 #include <cmath>
@@ -24,7 +25,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __shared__ static  // one block at a time
+#define __shared__ static thread_local  // one block at a time
 #define __restrict__
 
 struct dim3 {
@@ -40,12 +41,14 @@ void exchange(unsigned mask, uint64_t give, int lane_xor, uint64_t* take);  // o
 struct Stream;
 struct Event;
 void enqueue(Stream* stream, std::function<void()> work);
+// Work that waits for other ranks: false means "not yet", and it is called again.
+void enqueue_waiting(Stream* stream, std::function<bool()> work);
 void run_grid(dim3 grid, dim3 block, const std::function<void()>& thread);
 
 }  // namespace cuda_emulation
 
 // Of the thread that runs.
-inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 inline void __syncthreads() {
   cuda_emulation::barrier();
@@ -90,6 +93,8 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
                             cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int priority);
+cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaStreamQuery(cudaStream_t stream);

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -6,6 +7,7 @@
 #include <deque>
 #include <memory>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "cuda_runtime.h"
@@ -17,8 +19,11 @@ namespace {
 constexpr size_t kStackBytes = size_t{64} << 10;
 constexpr unsigned kWarp = 32;
 
+// Fibers begin by ucontext and go on by _setjmp, which makes no system call.
 struct Fiber {
   ucontext_t context = {};
+  jmp_buf at = {};
+  bool begun = false;
   std::unique_ptr<char[]> stack = std::make_unique<char[]>(kStackBytes);
   dim3 index;
   bool done = false;
@@ -30,24 +35,37 @@ struct Block {
   std::vector<std::unique_ptr<Fiber>> fibers;  // kept from launch to launch
   size_t size = 0;
   Fiber* current = nullptr;
-  ucontext_t scheduler = {};
+  jmp_buf scheduler = {};
   const std::function<void()>* thread = nullptr;
   std::mt19937 random{1};
 };
-Block block;  // one launch runs at a time, on one thread
+thread_local Block block;  // one launch runs at a time
 
-// Another fiber's turn; comes back when `passed` may hold.
+// Another fiber's turn.
+void pause_fiber() {
+  if (_setjmp(block.current->at) == 0) _longjmp(block.scheduler, 1);
+}
+
+// Comes back when `passed` holds.
 template <class Passed>
 void wait_until(const Passed& passed) {
-  Fiber* const self = block.current;
-  while (!passed()) swapcontext(&self->context, &block.scheduler);
+  while (!passed()) pause_fiber();
+}
+
+void run_fiber(Fiber* fiber) {
+  block.current = fiber;
+  threadIdx = fiber->index;
+  if (_setjmp(block.scheduler) != 0) return;
+  if (fiber->begun) _longjmp(fiber->at, 1);
+  fiber->begun = true;
+  setcontext(&fiber->context);
 }
 
 void fiber_main() {
   Fiber* const self = block.current;
   (*block.thread)();
   self->done = true;
-  swapcontext(&self->context, &block.scheduler);
+  pause_fiber();
 }
 
 void run_block(size_t threads) {
@@ -56,7 +74,7 @@ void run_block(size_t threads) {
   std::vector<Fiber*> order;
   for (unsigned i = 0; i < threads; ++i) {
     Fiber& fiber = *block.fibers[i];
-    fiber.done = false;
+    fiber.done = fiber.begun = false;
     fiber.block_waits = fiber.warp_waits = 0;
     fiber.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
     getcontext(&fiber.context);
@@ -73,11 +91,7 @@ void run_block(size_t threads) {
     const auto progress = [&](const Fiber* f) { return f->block_waits + f->warp_waits; };
     for (const Fiber* fiber : order) before += progress(fiber);
     const size_t alive = order.size();
-    for (Fiber* fiber : order) {
-      block.current = fiber;
-      threadIdx = fiber->index;
-      swapcontext(&block.scheduler, &fiber->context);
-    }
+    for (Fiber* fiber : order) run_fiber(fiber);
     std::erase_if(order, [](const Fiber* fiber) { return fiber->done; });
     for (const Fiber* fiber : order) after += progress(fiber);
     idle_rounds = order.size() == alive && after == before ? idle_rounds + 1 : 0;
@@ -137,27 +151,39 @@ void run_grid(dim3 grid, dim3 size, const std::function<void()>& thread) {
 }
 
 struct Stream {
-  std::deque<std::function<void()>> work;
+  std::deque<std::function<bool()>> work;
   int64_t enqueued = 0, run = 0;
+  bool running = false;
 
-  void run_to(int64_t count) {
-    while (run < count) {
-      const std::function<void()> next = std::move(work.front());
+  // Runs what can run of the first `count`; false where something waits for others.
+  bool run_to(int64_t count) {
+    if (run >= count) return true;
+    if (running) return false;
+    running = true;
+    while (run < count && work.front()()) {
       work.pop_front();
       ++run;
-      next();
     }
+    running = false;
+    return run >= count;
   }
 };
+thread_local std::vector<Stream*> streams;  // of this thread's GPU
 struct Event {
   Stream* stream = nullptr;
   int64_t count = 0;
 };
 
-void enqueue(Stream* stream, std::function<void()> work) {
+void enqueue_waiting(Stream* stream, std::function<bool()> work) {
   ANNULUS_CHECK(stream != nullptr, "work on the default stream");
   stream->work.push_back(std::move(work));
   ++stream->enqueued;
+}
+void enqueue(Stream* stream, std::function<void()> work) {
+  enqueue_waiting(stream, [work = std::move(work)] {
+    work();
+    return true;
+  });
 }
 
 }  // namespace cuda_emulation
@@ -188,7 +214,9 @@ cudaError_t cudaMalloc(void** data, size_t bytes) {
   std::memset(*data, 0xff, bytes);
   return cudaSuccess;
 }
+// Waits for the device, as the real one does.
 cudaError_t cudaFree(void* data) {
+  for (Stream* stream : cuda_emulation::streams) cudaStreamSynchronize(stream);
   std::free(data);
   return cudaSuccess;
 }
@@ -209,22 +237,32 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   *stream = new Stream;
+  cuda_emulation::streams.push_back(*stream);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int) {
+  return cudaStreamCreateWithFlags(stream, flags);
+}
+cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
+  *least = 0;
+  *greatest = -5;
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  std::erase(cuda_emulation::streams, stream);
   delete stream;
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  stream->run_to(stream->enqueued);
+  while (!stream->run_to(stream->enqueued)) std::this_thread::yield();
   return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
-  return cudaStreamSynchronize(stream);
+  return stream->run_to(stream->enqueued) ? cudaSuccess : cudaErrorNotReady;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-  cuda_emulation::enqueue(stream, [after = *event] {
-    if (after.stream != nullptr) after.stream->run_to(after.count);
+  cuda_emulation::enqueue_waiting(stream, [after = *event] {
+    return after.stream == nullptr || after.stream->run_to(after.count);
   });
   return cudaSuccess;
 }

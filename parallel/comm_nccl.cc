@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "parallel/comm_nccl.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <future>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/core/check.h"
+#include "kernels/cuda/launch.h"
+#include "parallel/comm_address.h"
+#include "parallel/comm_ids.h"
+
+namespace annulus::parallel {
+namespace {
+
+using kernels::check_cuda;
+using kernels::CudaQueue;
+using kernels::DeviceError;
+using Clock = std::chrono::steady_clock;
+
+constexpr std::array kGroupIds = {GroupId::kWorld, GroupId::kTp, GroupId::kCp};
+
+size_t index(int64_t i) {
+  return static_cast<size_t>(i);
+}
+
+// What the groups of one rank share. No two threads may be inside NCCL at once: every call is made
+// under `calls`, and none waits there.
+struct State {
+  State(const NcclApi& nccl, const NcclOptions& given) : api(nccl), options(given) {}
+
+  const NcclApi& api;
+  NcclOptions options;
+  AbortFlag flag;
+  std::mutex calls;
+  std::vector<NcclComm> comms;  // guarded by calls
+  Clock::time_point deadline = Clock::time_point::max();
+  cudaStream_t hops = nullptr;
+
+  std::string reason(NcclComm comm, int result) const {
+    std::string text = api.get_error_string(result);
+    if (const char* more = api.get_last_error(comm); more != nullptr && *more != '\0') {
+      text += kernels::concat(" (", more, ")");
+    }
+    return text;
+  }
+
+  // call(), and whatever it has begun: success, or what went wrong.
+  template <class Call>
+  std::string finish(const NcclComm& comm, const Call& call, Clock::time_point until) {
+    int result = kNcclInProgress;
+    for (bool first = true;; first = false) {
+      {
+        const std::lock_guard lock(calls);
+        if (flag.raised()) return "aborted: " + flag.why();
+        if (first) {
+          result = call();
+        } else if (const int asked = api.comm_get_async_error(comm, &result);
+                   asked != kNcclSuccess) {
+          result = asked;
+        }
+        if (result == kNcclSuccess) return "";
+        if (result != kNcclInProgress) return reason(comm, result);
+      }
+      if (Clock::now() > until) return "NCCL has not answered by the deadline";
+      std::this_thread::yield();
+    }
+  }
+
+  // From any thread. Within the limit, or the process ends.
+  void abort(const std::string& why) {
+    flag.raise(why);
+    std::promise<void> done;
+    std::thread helper([&] {
+      const std::lock_guard lock(calls);
+      for (const NcclComm comm : comms) api.comm_abort(comm);
+      comms.clear();
+      done.set_value();
+    });
+    if (done.get_future().wait_for(options.abort_limit) != std::future_status::ready) {
+      std::fprintf(stderr, "annulus: NCCL cannot be aborted (%s); this process ends\n",
+                   why.c_str());
+      std::_Exit(kNcclHungExit);
+    }
+    helper.join();
+  }
+};
+
+class NcclGroup final : public Communicator<CudaQueue> {
+ public:
+  NcclGroup(State& state, GroupId group, const Topology& topology, int32_t world_rank)
+      : state_(state),
+        group_(group),
+        members_(group_members(topology, group, world_rank)),
+        rank_(group_rank(topology, group, world_rank)) {
+    for (cudaEvent_t& event : events_) {
+      check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");
+    }
+  }
+  ~NcclGroup() override {
+    for (const cudaEvent_t event : events_) cudaEventDestroy(event);
+  }
+
+  // Collective over the group.
+  absl::Status open(const NcclId& id) {
+    if (size() == 1) return absl::OkStatus();
+    NcclConfig config;
+    config.blocking = 0;
+    const std::string wrong = state_.finish(
+        comm_,
+        [&] {
+          const int result = state_.api.comm_init_rank_config(&comm_, size(), id, rank_, &config);
+          if (comm_ != nullptr) state_.comms.push_back(comm_);
+          return result;
+        },
+        Clock::now() + state_.options.connect_limit);
+    if (wrong.empty()) return absl::OkStatus();
+    return absl::UnavailableError(absl::StrCat("NCCL, ", name(group_), " group of ", size(),
+                                               " ranks, rank ", rank_, ": ", wrong));
+  }
+
+  int32_t rank() const override { return rank_; }
+  int32_t size() const override { return static_cast<int32_t>(members_.size()); }
+
+  void all_reduce(CudaQueue& queue, std::span<float> data, const OpId& op) override {
+    if (size() == 1 || data.empty()) return check(op);
+    issue(op, [&] {
+      return state_.api.all_reduce(data.data(), data.data(), data.size(), kNcclFloat32, kNcclSum,
+                                   comm_, queue.stream());
+    });
+    bytes_sent_ += static_cast<int64_t>(data.size_bytes()) * 2 * (size() - 1) / size();
+  }
+
+  void all_gather(CudaQueue& queue, ConstBytes own, Bytes out, std::span<const int64_t> bytes,
+                  const OpId& op) override {
+    std::vector<ConstBytes> send(index(size()), own);
+    std::vector<Bytes> receive;
+    size_t at = 0;
+    for (const int64_t length : bytes) {
+      receive.push_back(out.subspan(at, index(length)));
+      at += index(length);
+    }
+    all_to_all(queue, send, receive, op);
+  }
+
+  void all_to_all(CudaQueue& queue, std::span<const ConstBytes> send,
+                  std::span<const Bytes> receive, const OpId& op) override {
+    const ConstBytes own = send[index(rank_)];
+    const Bytes room = receive[index(rank_)];
+    ANNULUS_CHECK(own.empty() || room.empty() || own.size() == room.size(), own.size(),
+                  " bytes into ", room.size());
+    if (!room.empty() && own.data() != room.data()) {
+      queue.copy(room.data(), own.data(), static_cast<int64_t>(own.size()));
+    }
+    if (size() == 1) return check(op);
+    transfer(queue.stream(), op, [&](const auto& one) {
+      for (int32_t step = 1; step < size(); ++step) {
+        one(send[index((rank_ + step) % size())], (rank_ + step) % size(),
+            receive[index((rank_ + size() - step) % size())], (rank_ + size() - step) % size());
+      }
+    });
+  }
+
+  Transfer exchange(CudaQueue& queue, ConstBytes send, int32_t to, Bytes receive, int32_t from,
+                    const OpId& op) override {
+    const uint64_t id = ++transfers_;
+    // The payload is ready, and the buffer free, once what the queue holds has run.
+    check_cuda(cudaEventRecord(event(id), queue.stream()), "an event");
+    check_cuda(cudaStreamWaitEvent(state_.hops, event(id), 0), "a hop's start");
+    transfer(state_.hops, op, [&](const auto& one) { one(send, to, receive, from); });
+    check_cuda(cudaEventRecord(event(id), state_.hops), "an event");
+    return Transfer(id);
+  }
+
+  void await(CudaQueue& queue, Transfer transfer) override {
+    const uint64_t id = transfer.release();
+    ANNULUS_CHECK(id != 0 && id <= transfers_ && id + events_.size() > transfers_, "transfer ", id,
+                  " of ", transfers_);
+    check_cuda(cudaStreamWaitEvent(queue.stream(), event(id), 0), "a hop's end");
+  }
+
+  void progress() override {
+    if (state_.flag.raised()) throw DeviceError("aborted: " + state_.flag.why());
+    if (comm_ == nullptr) return;
+    int error = kNcclSuccess;
+    {
+      const std::lock_guard lock(state_.calls);
+      if (!state_.flag.raised()) state_.api.comm_get_async_error(comm_, &error);
+    }
+    if (error == kNcclSuccess || error == kNcclInProgress) return;
+    fail(kernels::concat(name(group_), " rank ", rank_, " of ", size()),
+         state_.reason(comm_, error));
+  }
+
+  void set_deadline(Clock::time_point deadline) override { state_.deadline = deadline; }
+  void abort(const std::string& why) override { state_.abort(why); }
+  int64_t bytes_sent() const override { return bytes_sent_; }
+  double waited_us() const override { return 0; }  // the host never waits here
+
+ private:
+  cudaEvent_t event(uint64_t id) const { return events_[id % events_.size()]; }
+
+  [[noreturn]] void fail(const std::string& where, const std::string& why) {
+    state_.flag.raise(why);
+    throw DeviceError(kernels::concat(where, ": ", why));
+  }
+  void check(const OpId& op) {
+    if (state_.flag.raised()) {
+      fail(describe(group_, rank_, members_, op), "aborted: " + state_.flag.why());
+    }
+  }
+  template <class Call>
+  void issue(const OpId& op, const Call& call) {
+    const std::string wrong = state_.finish(comm_, call, state_.deadline);
+    if (!wrong.empty()) fail(describe(group_, rank_, members_, op), wrong);
+  }
+
+  // One NCCL group: list(one) names the pairs of a send and a receive.
+  template <class List>
+  void transfer(cudaStream_t stream, const OpId& op, const List& list) {
+    const NcclApi& api = state_.api;
+    issue(op, [&] {
+      if (const int result = api.group_start(); result != kNcclSuccess) return result;
+      int wrong = kNcclSuccess;
+      const auto note = [&](int result) {
+        if (result != kNcclSuccess && result != kNcclInProgress) wrong = result;
+      };
+      list([&](ConstBytes send, int32_t to, Bytes receive, int32_t from) {
+        if (!send.empty()) {
+          note(api.send(send.data(), send.size(), kNcclUint8, to, comm_, stream));
+          bytes_sent_ += static_cast<int64_t>(send.size());
+        }
+        if (!receive.empty()) {
+          note(api.recv(receive.data(), receive.size(), kNcclUint8, from, comm_, stream));
+        }
+      });
+      const int result = api.group_end();
+      return wrong != kNcclSuccess ? wrong : result;
+    });
+  }
+
+  State& state_;
+  GroupId group_;
+  std::vector<int32_t> members_;
+  int32_t rank_;
+  NcclComm comm_ = nullptr;
+  std::array<cudaEvent_t, 4> events_ = {};
+  uint64_t transfers_ = 0;
+  int64_t bytes_sent_ = 0;
+};
+
+}  // namespace
+
+struct NcclWorld::Impl {
+  Impl(const NcclApi& api, const NcclOptions& options, const AddressStamp& of_me)
+      : state(api, options), stamp(of_me) {
+    int least = 0, most = 0;
+    check_cuda(cudaDeviceGetStreamPriorityRange(&least, &most), "stream priorities");
+    check_cuda(cudaStreamCreateWithPriority(&state.hops, cudaStreamNonBlocking, most), "a stream");
+    for (const GroupId group : kGroupIds) {
+      groups.push_back(std::make_unique<NcclGroup>(state, group, stamp.topology, stamp.world_rank));
+    }
+  }
+  ~Impl() {
+    state.abort("the epoch is over");
+    cudaStreamSynchronize(state.hops);
+    cudaStreamDestroy(state.hops);
+  }
+
+  State state;
+  AddressStamp stamp;
+  std::string address;
+  std::vector<std::unique_ptr<NcclGroup>> groups;  // as kGroupIds
+};
+
+NcclWorld::NcclWorld(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+NcclWorld::~NcclWorld() = default;
+
+absl::StatusOr<std::unique_ptr<NcclWorld>> NcclWorld::create(const NcclApi& api, Topology topology,
+                                                             int32_t world_rank, int64_t epoch,
+                                                             const NcclOptions& options) {
+  const AddressStamp stamp{.topology = topology, .world_rank = world_rank, .epoch = epoch};
+  auto impl = std::make_unique<Impl>(api, options, stamp);
+  std::string ids;
+  for (const auto& group : impl->groups) {
+    NcclId id = {};
+    if (group->rank() == 0 && group->size() > 1) {  // an id costs a listening socket
+      if (const int result = api.get_unique_id(&id); result != kNcclSuccess) {
+        return absl::UnavailableError(
+            absl::StrCat("NCCL gives no id: ", impl->state.reason(nullptr, result)));
+      }
+    }
+    ids.append(id.bytes, sizeof id.bytes);
+  }
+  impl->address = seal_address(stamp, {.bytes = ids, .host = this_host()});
+  return std::unique_ptr<NcclWorld>(new NcclWorld(std::move(impl)));
+}
+
+std::string NcclWorld::address() const {
+  return impl_->address;
+}
+
+absl::Status NcclWorld::connect(std::span<const std::string> addresses) {
+  const Topology& topology = impl_->stamp.topology;
+  if (static_cast<int64_t>(addresses.size()) != topology.world()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(addresses.size(), " addresses for a world of ", topology.world(), " ranks"));
+  }
+  std::vector<std::string> ids;
+  for (int32_t r = 0; r < topology.world(); ++r) {
+    AddressStamp stamp = impl_->stamp;
+    stamp.world_rank = r;
+    absl::StatusOr<WorkerAddress> address = open_address(stamp, addresses[index(r)]);
+    if (!address.ok()) return address.status();
+    if (address->bytes.size() != kGroupIds.size() * sizeof(NcclId)) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("rank ", r, " does not speak NCCL: all ranks need --device cuda"));
+    }
+    ids.push_back(std::move(address->bytes));
+  }
+  for (size_t g = 0; g < kGroupIds.size(); ++g) {
+    const int32_t leader = group_members(topology, kGroupIds[g], impl_->stamp.world_rank).front();
+    NcclId id;
+    std::memcpy(id.bytes, ids[index(leader)].data() + g * sizeof id, sizeof id);
+    if (absl::Status status = impl_->groups[g]->open(id); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+Groups<CudaQueue> NcclWorld::groups() {
+  return {
+      .tp = impl_->groups[1].get(), .cp = impl_->groups[2].get(), .world = impl_->groups[0].get()};
+}
+
+void NcclWorld::abort(const std::string& why) {
+  impl_->state.abort(why);
+}
+
+}  // namespace annulus::parallel

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine on GPUs: every template of this folder and of model/, for CudaQueue.
+#include "kernels/cuda/matrix.h"
+#include "kernels/cuda/queue.h"
+#include "parallel/model/llama_inl.h"
+#include "parallel/model/weights_inl.h"
+#include "parallel/rank_inl.h"
+
+namespace annulus::parallel {
+
+using kernels::CudaQueue;
+
+template absl::StatusOr<LlamaWeights<CudaQueue>> load_weights(CudaQueue&, const Checkpoint&, int,
+                                                              int, kernels::Precision,
+                                                              const LoadProgress&);
+template absl::StatusOr<std::unique_ptr<Rank>> Rank::create(
+    const LlamaConfig&, std::shared_ptr<const LlamaWeights<CudaQueue>>, std::unique_ptr<CudaQueue>,
+    Groups<CudaQueue>, Topology, int32_t, int64_t, const RankOptions&);
+
+}  // namespace annulus::parallel

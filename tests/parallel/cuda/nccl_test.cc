@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+// NcclWorld with a scripted NCCL on emulated GPUs: what the groups move, and how they end.
+#include "parallel/comm_nccl.h"
+
+#include <gtest/gtest.h>
+
+#include <barrier>
+#include <cstdlib>
+#include <numeric>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kernels/core/check.h"
+#include "parallel/ring.h"
+#include "tests/parallel/cuda/scripted_nccl.h"
+#include "tests/support/run_ranks.h"
+
+namespace annulus::parallel {
+namespace {
+
+using annulus::testing::nccl_script;
+using kernels::CudaQueue;
+using Clock = std::chrono::steady_clock;
+using std::chrono::seconds;
+
+using RankFn = std::function<void(NcclWorld& world, Groups<CudaQueue> groups, CudaQueue& queue)>;
+
+// fn on every rank of a connected world; nobody leaves before all have ended.
+void on_ranks(Topology topology, const RankFn& fn) {
+  const int32_t n = topology.world();
+  std::vector<std::string> addresses(static_cast<size_t>(n));
+  std::barrier all(n);
+  annulus::testing::run_ranks(n, [&](int32_t me) {
+    CudaQueue queue(0);
+    const auto world =
+        NcclWorld::create(annulus::testing::scripted_nccl(), topology, me, 1).value();
+    addresses[static_cast<size_t>(me)] = world->address();
+    all.arrive_and_wait();
+    const absl::Status connected = world->connect(addresses);
+    ASSERT_TRUE(connected.ok()) << connected;
+    queue.set_poll([&] { world->groups().cp->progress(); });
+    fn(*world, world->groups(), queue);
+    all.arrive_and_wait();
+  });
+  EXPECT_EQ(nccl_script().live, 0);
+}
+
+class Nccl : public ::testing::Test {
+ protected:
+  void TearDown() override {
+    nccl_script().async_error = false;
+    nccl_script().abort_hangs = false;
+  }
+};
+
+std::vector<int32_t> words(int64_t count, int32_t first) {
+  std::vector<int32_t> out(static_cast<size_t>(count));
+  std::iota(out.begin(), out.end(), first);
+  return out;
+}
+
+// Host arrays to the device and back.
+ConstBytes there(CudaQueue& queue, const std::vector<int32_t>& values) {
+  return std::as_bytes(queue.upload(std::span<const int32_t>(values)));
+}
+Bytes room(CudaQueue& queue, size_t count) {
+  return std::as_writable_bytes(
+      std::span(queue.scratch<int32_t>(static_cast<int64_t>(count)), count));
+}
+std::vector<int32_t> back(CudaQueue& queue, Bytes bytes) {
+  std::vector<int32_t> out(bytes.size() / 4);
+  queue.download(std::span(out), reinterpret_cast<const int32_t*>(bytes.data()));
+  queue.finish(Clock::now() + seconds(60));
+  return out;
+}
+
+TEST_F(Nccl, GathersAndExchangesUnequalAndEmptyParts) {
+  on_ranks({1, 3}, [](NcclWorld&, Groups<CudaQueue> groups, CudaQueue& queue) {
+    Communicator<CudaQueue>& ring = *groups.cp;
+    const int32_t me = ring.rank();
+    for (int64_t round = 0; round < 4; ++round) {
+      // Rank r gives r * round words.
+      std::vector<int64_t> bytes;
+      std::vector<int32_t> want;
+      for (int32_t r = 0; r < 3; ++r) {
+        bytes.push_back(4 * r * round);
+        const std::vector<int32_t> part = words(r * round, 100 * r);
+        want.insert(want.end(), part.begin(), part.end());
+      }
+      const Bytes all = room(queue, want.size());
+      ring.all_gather(queue, there(queue, words(me * round, 100 * me)), all, bytes,
+                      {.step = round, .what = "gather"});
+      EXPECT_EQ(back(queue, all), want);
+
+      // From rank a to rank b: a + 2 b words, none where a + b is 1.
+      const auto count = [](int32_t a, int32_t b) { return a + b == 1 ? 0 : a + 2 * b; };
+      std::vector<ConstBytes> send;
+      std::vector<Bytes> receive;
+      for (int32_t r = 0; r < 3; ++r) {
+        send.push_back(there(queue, words(count(me, r), 1000 * me + r)));
+        receive.push_back(room(queue, static_cast<size_t>(count(r, me))));
+      }
+      ring.all_to_all(queue, send, receive, {.step = round, .what = "partials"});
+      for (int32_t r = 0; r < 3; ++r) {
+        EXPECT_EQ(back(queue, receive[static_cast<size_t>(r)]), words(count(r, me), 1000 * r + me));
+      }
+    }
+  });
+}
+
+TEST_F(Nccl, RotateShowsEveryPayloadOnce) {
+  on_ranks({1, 4}, [](NcclWorld&, Groups<CudaQueue> groups, CudaQueue& queue) {
+    Communicator<CudaQueue>& ring = *groups.cp;
+    const int32_t me = ring.rank();
+    const std::vector<int64_t> bytes = {40, 0, 12, 4};
+    const auto payload = [&](int32_t rank) {
+      return words(bytes[static_cast<size_t>(rank)] / 4, 10 * rank);
+    };
+    PingPong buffers;
+    for (Bytes& buffer : buffers.buffer) buffer = room(queue, 10);
+    for (int32_t round = 0; round < 3; ++round) {
+      // A visit only enqueues: what it saw is copied on the device and compared at the end.
+      std::vector<Bytes> seen;
+      std::vector<int32_t> origins;
+      rotate(ring, queue, there(queue, payload(me)), bytes, buffers,
+             {.step = round, .what = "kv ring"}, [&](int32_t origin, ConstBytes at) {
+               origins.push_back(origin);
+               seen.push_back(room(queue, at.size() / 4));
+               queue.copy(seen.back().data(), at.data(), static_cast<int64_t>(at.size()));
+             });
+      for (int32_t hop = 0; hop < 4; ++hop) {
+        EXPECT_EQ(origins[static_cast<size_t>(hop)], (me + 4 - hop) % 4);
+        EXPECT_EQ(back(queue, seen[static_cast<size_t>(hop)]), payload((me + 4 - hop) % 4));
+      }
+    }
+  });
+}
+
+TEST_F(Nccl, AllReduceSumsOverTheTpGroupAlone) {
+  on_ranks({2, 2}, [](NcclWorld&, Groups<CudaQueue> groups, CudaQueue& queue) {
+    // World rank = cp_rank * 2 + tp_rank.
+    const int32_t me = groups.world->rank();
+    std::vector<float> values(300);
+    for (size_t i = 0; i < values.size(); ++i)
+      values[i] = static_cast<float>(1000 * me) + static_cast<float>(i);
+    const auto sent = queue.upload(std::span<const float>(values));
+    const std::span<float> data(const_cast<float*>(sent.data()), sent.size());
+    groups.tp->all_reduce(queue, data, {.step = 1, .what = "tp sum"});
+    std::vector<float> sum(values.size());
+    queue.download(std::span(sum), sent.data());
+    queue.finish(Clock::now() + seconds(60));
+    const int32_t other = me ^ 1;
+    for (size_t i = 0; i < sum.size(); ++i) {
+      EXPECT_EQ(sum[i], static_cast<float>(1000 * (me + other)) + 2 * static_cast<float>(i));
+    }
+  });
+}
+
+// What ends a step: the text of the DeviceError.
+std::string error_of(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const kernels::DeviceError& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+// Rank 0 waits for a hop that rank 1 never sends.
+void wait_for_nothing(Groups<CudaQueue> groups, CudaQueue& queue, Clock::time_point deadline) {
+  const Bytes buffer = room(queue, 4);
+  groups.cp->await(queue, groups.cp->exchange(queue, there(queue, words(4, 0)), 1, buffer, 1,
+                                              {.step = 9, .layer = 3, .what = "kv ring"}));
+  queue.finish(deadline);
+}
+
+TEST_F(Nccl, ALostPeerEndsTheStepAtTheDeadline) {
+  on_ranks({1, 2}, [](NcclWorld& world, Groups<CudaQueue> groups, CudaQueue& queue) {
+    if (groups.cp->rank() == 1) return;
+    const std::string error = error_of(
+        [&] { wait_for_nothing(groups, queue, Clock::now() + std::chrono::milliseconds(50)); });
+    EXPECT_NE(error.find("has not finished by the deadline"), std::string::npos) << error;
+    world.abort("rank 1 is lost");
+    EXPECT_NE(error_of([&] { groups.cp->progress(); }).find("rank 1 is lost"), std::string::npos);
+    queue.set_poll(nullptr);
+    queue.finish(Clock::now() + seconds(10));  // the kernel has ended: memory can be given back
+  });
+}
+
+TEST_F(Nccl, AnAbortFromAnotherThreadEndsAWait) {
+  on_ranks({1, 2}, [](NcclWorld& world, Groups<CudaQueue> groups, CudaQueue& queue) {
+    if (groups.cp->rank() == 1) return;
+    std::jthread control([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      world.abort("rank 1 is lost");
+    });
+    const std::string error =
+        error_of([&] { wait_for_nothing(groups, queue, Clock::now() + seconds(60)); });
+    EXPECT_NE(error.find("rank 1 is lost"), std::string::npos) << error;
+    EXPECT_NE(error_of([&] {
+                groups.cp->all_reduce(queue, std::span<float>(), {.what = "tp sum"});
+              }).find("rank 1 is lost"),
+              std::string::npos);
+  });
+}
+
+TEST_F(Nccl, AnAsynchronousErrorEndsTheStepWithNcclsReason) {
+  on_ranks({1, 2}, [](NcclWorld& world, Groups<CudaQueue> groups, CudaQueue& queue) {
+    if (groups.cp->rank() == 1) return;
+    const std::string error = error_of([&] {
+      const Bytes buffer = room(queue, 4);
+      Transfer hop = groups.cp->exchange(queue, there(queue, words(4, 0)), 1, buffer, 1,
+                                         {.step = 9, .layer = 3, .what = "kv ring"});
+      groups.cp->await(queue, std::move(hop));
+      nccl_script().async_error = true;
+      queue.finish(Clock::now() + seconds(60));
+    });
+    EXPECT_NE(error.find("remote process exited"), std::string::npos) << error;
+    EXPECT_NE(error.find("cp rank 0 of 2"), std::string::npos) << error;
+    nccl_script().async_error = false;
+    world.abort("the step failed");
+    queue.set_poll(nullptr);
+    queue.finish(Clock::now() + seconds(10));
+  });
+}
+
+TEST_F(Nccl, APeerThatDoesNotComeIsUnavailable) {
+  CudaQueue queue(0);
+  const Topology topology{1, 2};
+  NcclOptions options;
+  options.connect_limit = std::chrono::milliseconds(50);
+  const auto& api = annulus::testing::scripted_nccl();
+  const auto world = NcclWorld::create(api, topology, 0, 1, options).value();
+  const auto absent = NcclWorld::create(api, topology, 1, 1, options).value();
+  const absl::Status status = world->connect(std::vector{world->address(), absent->address()});
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+  EXPECT_NE(status.message().find("has not answered"), absl::string_view::npos) << status;
+  const auto later = NcclWorld::create(api, topology, 1, 2, options).value();
+  EXPECT_EQ(world->connect(std::vector{world->address(), later->address()}).code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(Nccl, AnAbortThatHangsEndsTheProcess) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(on_ranks({1, 2},
+                       [](NcclWorld& world, Groups<CudaQueue>, CudaQueue&) {
+                         nccl_script().abort_hangs = true;
+                         world.abort("rank 1 is lost");
+                       }),
+              ::testing::ExitedWithCode(kNcclHungExit), "NCCL cannot be aborted .rank 1 is lost.");
+}
+
+TEST(NcclLibrary, AMissingOneIsNamed) {
+  setenv("ANNULUS_NCCL", "/nowhere/libnccl.so.2", 1);
+  const absl::Status status = load_nccl().status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_NE(status.message().find("/nowhere/libnccl.so.2"), absl::string_view::npos) << status;
+  EXPECT_NE(status.message().find("install NCCL"), absl::string_view::npos) << status;
+}
+
+}  // namespace
+}  // namespace annulus::parallel
