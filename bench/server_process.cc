@@ -31,9 +31,7 @@ std::string tail(const std::string& text, size_t bytes) {
   return text.size() <= bytes ? text : text.substr(text.size() - bytes);
 }
 
-}  // namespace
-
-std::string annulus_binary() {
+std::string find_binary() {
   if (const char* path = std::getenv("ANNULUS_BINARY")) return path;
   const fs::path self = fs::read_symlink("/proc/self/exe");
   for (fs::path folder = self.parent_path(); folder != folder.root_path();
@@ -41,6 +39,13 @@ std::string annulus_binary() {
     if (fs::exists(folder / "server" / "annulus")) return folder / "server" / "annulus";
   }
   return "annulus";
+}
+
+}  // namespace
+
+std::string annulus_binary() {
+  static const std::string path = find_binary();
+  return path;
 }
 
 absl::StatusOr<ServerProcess> ServerProcess::start(const std::vector<std::string>& flags,

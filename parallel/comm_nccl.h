@@ -35,7 +35,7 @@ inline constexpr int kNcclHungExit = 3;
 
 class NcclWorld {
  public:
-  // api outlives the world. The calling thread has made the queue of this GPU.
+  // api outlives the world. The calling thread uses the GPU (use_cuda_device, or a queue).
   static absl::StatusOr<std::unique_ptr<NcclWorld>> create(const NcclApi& api, Topology topology,
                                                            int32_t world_rank, int64_t epoch,
                                                            const NcclOptions& options = {});

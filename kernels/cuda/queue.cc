@@ -91,8 +91,12 @@ void* CudaQueue::Arena::allocate(int64_t bytes) {
   return out;
 }
 
+void use_cuda_device(int index) {
+  check_cuda(cudaSetDevice(index), "cudaSetDevice");
+}
+
 CudaQueue::CudaQueue(int device) {
-  check_cuda(cudaSetDevice(device), "cudaSetDevice");
+  use_cuda_device(device);
   check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream");
 }
 

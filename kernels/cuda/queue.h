@@ -36,6 +36,9 @@ struct CudaDevice {
 // GPU, or one of compute capability 9.0 (Hopper).
 absl::StatusOr<CudaDevice> find_cuda_device(int index);
 
+// For what the calling thread does from now on; a queue does it for its own.
+void use_cuda_device(int index);
+
 class CudaMatrix;
 
 class CudaQueue {

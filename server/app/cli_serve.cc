@@ -12,6 +12,7 @@
 #include "parallel/sharding.h"
 #include "server/app/cli_commands.h"
 #include "server/app/config.h"
+#include "server/app/device.h"
 #include "server/app/serve.h"
 #include "server/app/worker.h"
 #include "server/one_line.h"
@@ -59,7 +60,7 @@ struct ModelFlags {
   std::string model;
   int64_t context = 0;
   double rope_theta = 0;
-  std::string rope_scaling, cpu_isa = "auto", log_level = "info";
+  std::string rope_scaling, device = "cpu", cpu_isa = "auto", log_level = "info";
 
   void add_to(CLI::App& app) {
     app.add_option("--model", model, "GGUF file, or folder with config.json and safetensors")
@@ -71,6 +72,9 @@ struct ModelFlags {
         ->check(between(1, 1e30));
     app.add_option("--rope-scaling", rope_scaling,
                    "none, linear:FACTOR or llama3:FACTOR:LOW:HIGH:ORIGINAL_CONTEXT");
+    app.add_option("--device", device, "what a rank computes on: cpu, or cuda (one GPU a rank)")
+        ->check(CLI::IsMember({"cpu", "cuda"}))
+        ->capture_default_str();
     app.add_option("--cpu-isa", cpu_isa,
                    "cap on instructions: auto, portable, avx2, avx512, avx512-bf16")
         ->capture_default_str();
@@ -125,7 +129,14 @@ int serve(ServeFlags& flags) {
   const auto isa = kernels::parse_cpu_isa(flags.model.cpu_isa);
   if (!isa.ok()) return refuse("serve", isa.status().message());
   config.isa = std::min(*isa, kernels::detect_cpu_isa());
+  config.device = flags.model.device;
   config.local_workers = flags.workers == "local";
+  if (config.device == "cuda" && config.local_workers) {
+    // Here rather than in every worker's log.
+    if (const auto gpu = make_cuda_device(0); !gpu.ok()) {
+      return refuse("serve", gpu.status().message());
+    }
+  }
   if (config.threads == 0) {
     // Workers that attach over the loopback share this machine; of others each has its own.
     const bool here = config.local_workers || config.control_host == "127.0.0.1";
@@ -156,6 +167,7 @@ int work(WorkerFlags& flags) {
   const auto isa = kernels::parse_cpu_isa(flags.model.cpu_isa);
   if (!isa.ok()) return refuse("worker", isa.status().message());
   options.isa = std::min(*isa, kernels::detect_cpu_isa());
+  options.cuda = flags.model.device == "cuda";
   if (options.threads == 0) options.threads = static_cast<int>(allowed_cores().size());
   options.orphan_timeout = absl::Seconds(flags.orphan_timeout_s);
   options.max_message_bytes = int64_t{flags.max_message_mib} << 20;
@@ -240,6 +252,9 @@ void add_worker(CLI::App& app, Command& run) {
   worker_app->add_option("--threads", options.threads, "threads; 0: all cores")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
+  worker_app->add_option("--gpu", options.gpu, "with --device cuda: which GPU; default: by rank")
+      ->check(CLI::NonNegativeNumber)
+      ->default_str("rank modulo the GPUs of this host");
   worker_app->add_option("--transports", options.transports,
                          "UCX transports, for example tcp,self; default: shared memory within a "
                          "host, the best network between");

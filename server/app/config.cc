@@ -73,6 +73,7 @@ absl::StatusOr<std::optional<parallel::Variant>> parse_attention(const std::stri
 std::vector<std::string> worker_flags(const ServeConfig& config) {
   std::vector<std::string> flags = {"--model",           config.model,
                                     "--threads",         absl::StrCat(config.threads),
+                                    "--device",          config.device,
                                     "--cpu-isa",         kernels::name(config.isa),
                                     "--max-message-mib", absl::StrCat(config.max_message_mib),
                                     "--orphan-timeout",  absl::StrCat(config.orphan_timeout_s),

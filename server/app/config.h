@@ -29,6 +29,7 @@ struct ServeConfig {
   kernels::Precision precision = kernels::Precision::kDefault;
   int threads = 0;  // a rank; 0: cores / ranks
   kernels::CpuIsa isa = kernels::CpuIsa::kPortable;
+  std::string device = "cpu";  // or "cuda"
   bool local_workers = true;
   std::string control_host = "127.0.0.1";
   int control_port = 0;

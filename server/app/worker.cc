@@ -23,7 +23,7 @@
 #include "parallel/model/checkpoint.h"
 #include "server/app/build.h"
 #include "server/app/bus_error.h"
-#include "server/app/epoch_rank.h"
+#include "server/app/device.h"
 #include "server/app/worker_inbox.h"
 #include "server/one_line.h"
 #include "server/rpc/control_client.h"
@@ -58,11 +58,9 @@ float us_since(Clock::time_point start) {
   return std::chrono::duration<float, std::micro>(Clock::now() - start).count();
 }
 
-// Of the last assignment, kept over epochs and attachments.
+// Which weights the device holds, of the last assignment; kept over epochs and attachments.
 struct HeldWeights {
   int32_t world_rank = -1;  // -1: none yet
-  std::shared_ptr<const parallel::LlamaWeights<kernels::CpuQueue>>
-      weights;  // shared with the epoch's Rank
   int32_t tp = 0, tp_rank = -1;
   kernels::Precision precision = kernels::Precision::kDefault;
 };
@@ -70,9 +68,9 @@ struct HeldWeights {
 // One attachment to a front end.
 class Session {
  public:
-  Session(const WorkerOptions& options, const parallel::Checkpoint& checkpoint, HeldWeights& held,
-          ControlClient& client)
-      : options_(options), checkpoint_(checkpoint), held_(held), client_(client) {}
+  Session(const WorkerOptions& options, const parallel::Checkpoint& checkpoint, Device& device,
+          HeldWeights& held, ControlClient& client)
+      : options_(options), checkpoint_(checkpoint), device_(device), held_(held), client_(client) {}
 
   SessionEnd run();
 
@@ -94,6 +92,7 @@ class Session {
 
   const WorkerOptions& options_;
   const parallel::Checkpoint& checkpoint_;
+  Device& device_;
   HeldWeights& held_;
   ControlClient& client_;
   Inbox inbox_;
@@ -117,7 +116,7 @@ SessionEnd Session::run() {
   registration->set_wanted_rank(options_.wanted_rank);
   registration->set_host(host_name());
   registration->set_pid(getpid());
-  registration->set_cpu_isa(kernels::name(options_.isa));
+  registration->set_cpu_isa(device_.name());
   registration->set_threads(options_.threads);
   registration->set_model_fingerprint(checkpoint_.fingerprint());
   registration->set_secret(options_.secret);
@@ -268,43 +267,39 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
                    .threads = options_.threads,
                    .isa = options_.isa};
 
-  if (!held_.weights || held_.tp != topology.tp || held_.tp_rank != tp_rank ||
+  if (held_.world_rank < 0 || held_.tp != topology.tp || held_.tp_rank != tp_rank ||
       held_.precision != precision) {
-    held_ = {};  // both at once might not fit
+    held_ = {};
     const Clock::time_point began = Clock::now();
     Clock::time_point told = began;
-    kernels::CpuQueue queue(1);
-    auto weights = parallel::load_weights(queue, checkpoint_, tp_rank, topology.tp, precision,
-                                          [&](int64_t done, int64_t total) {
-                                            if (Clock::now() - told < kHeartbeat) return;
-                                            told = Clock::now();
-                                            v1::WorkerMessage message;
-                                            message.mutable_load_progress()->set_done_bytes(done);
-                                            message.mutable_load_progress()->set_total_bytes(total);
-                                            client_.write(std::move(message));
-                                          });
-    if (!weights.ok()) return weights.status();
+    const absl::Status loaded = device_.load(
+        checkpoint_, tp_rank, topology.tp, precision, [&](int64_t done, int64_t total) {
+          if (Clock::now() - told < kHeartbeat) return;
+          told = Clock::now();
+          v1::WorkerMessage message;
+          message.mutable_load_progress()->set_done_bytes(done);
+          message.mutable_load_progress()->set_total_bytes(total);
+          client_.write(std::move(message));
+        });
+    if (!loaded.ok()) return loaded;
     held_ = {.world_rank = assignment.world_rank(),
-             .weights = std::make_shared<const parallel::LlamaWeights<kernels::CpuQueue>>(
-                 *std::move(weights)),
              .tp = topology.tp,
              .tp_rank = tp_rank,
              .precision = precision};
     spdlog::info("rank {}: {} MB of weights loaded in {:.1f} s", assignment.world_rank(),
-                 held_.weights->bytes >> 20, static_cast<double>(us_since(began)) * 1e-6);
+                 device_.weight_bytes() >> 20, static_cast<double>(us_since(began)) * 1e-6);
   } else {
     held_.world_rank = assignment.world_rank();
     spdlog::info("rank {}: epoch {} goes on with the weights that are here",
                  assignment.world_rank(), assignment.epoch());
   }
 
-  auto epoch =
-      EpochRank::create(assignment.epoch(), topology, assignment.world_rank(), options_.transports);
+  auto epoch = device_.begin(assignment.epoch(), topology, assignment.world_rank());
   if (!epoch.ok()) return epoch.status();
   v1::WorkerMessage message;
   message.mutable_data_address()->set_epoch(assignment.epoch());
   message.mutable_data_address()->set_address((*epoch)->address());
-  message.mutable_data_address()->set_weight_bytes(held_.weights->bytes);
+  message.mutable_data_address()->set_weight_bytes(device_.weight_bytes());
   {
     const std::lock_guard lock(mutex_);
     epoch_ = *std::move(epoch);
@@ -318,7 +313,7 @@ void Session::on_peers(const v1::Peers& peers) {
   if (!epoch || epoch->epoch() != peers.epoch() || epoch->met() || over(peers.epoch())) return;
   const std::vector<std::string> addresses(peers.addresses().begin(), peers.addresses().end());
   attempt("for KV and workspace", [&] {
-    const auto profile = epoch->meet(addresses, checkpoint_.config(), held_.weights, rank_options_);
+    const auto profile = epoch->meet(addresses, checkpoint_.config(), rank_options_);
     if (!profile.ok()) return fail(std::string(profile.status().message()));
     v1::WorkerMessage message;
     v1::Ready* ready = message.mutable_ready();
@@ -393,6 +388,13 @@ void end_on_signals() {
   for (const int signal : {SIGTERM, SIGINT}) std::signal(signal, [](int) { _exit(0); });
 }
 
+absl::StatusOr<std::unique_ptr<Device>> device_of(const WorkerOptions& options) {
+  if (!options.cuda) return make_cpu_device(options.threads, options.isa, options.transports);
+  // The ranks of a host take its GPUs in turn.
+  const int32_t gpus = std::max(cuda_device_count(), 1);
+  return make_cuda_device(options.gpu >= 0 ? options.gpu : std::max(options.wanted_rank, 0) % gpus);
+}
+
 }  // namespace
 
 int run_worker(const WorkerOptions& options) {
@@ -402,6 +404,12 @@ int run_worker(const WorkerOptions& options) {
   auto checkpoint = parallel::Checkpoint::open(options.model, options.overrides);
   if (!checkpoint.ok()) {
     const absl::string_view why = checkpoint.status().message();
+    spdlog::error("{}", one_line({why.data(), why.size()}));
+    return 2;
+  }
+  auto device = device_of(options);
+  if (!device.ok()) {
+    const absl::string_view why = device.status().message();
     spdlog::error("{}", one_line({why.data(), why.size()}));
     return 2;
   }
@@ -419,7 +427,7 @@ int run_worker(const WorkerOptions& options) {
                                          std::min(left, kLongestRetry));
     if (client.ok()) {
       const absl::Time attached = absl::Now();
-      const SessionEnd end = Session(options, *checkpoint, held, **client).run();
+      const SessionEnd end = Session(options, *checkpoint, **device, held, **client).run();
       if (end == SessionEnd::kShutdown) return 0;
       if (end == SessionEnd::kRefused) return 2;
       if (end == SessionEnd::kDisconnected) {

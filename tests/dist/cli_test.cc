@@ -2,6 +2,7 @@
 // What the program says: to wrong flags, to wrong files, and to people.
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "bench/server_process.h"
@@ -27,6 +28,13 @@ TEST(Cli, WrongFlagsAreOneLine) {
   expect_one_line(annulus({"serve", "--model", model, "--attention", "magic"}), 2, "gather-q");
   expect_one_line(annulus({"serve", "--model", model, "--precision", "fp4"}), 2, "fp32");
   expect_one_line(annulus({"serve", "--model", model, "--cpu-isa", "neon"}), 2, "neon");
+  expect_one_line(annulus({"serve", "--model", model, "--device", "tpu"}), 2, "cuda");
+  if (!std::filesystem::exists("/dev/nvidia0")) {
+    expect_one_line(annulus({"serve", "--model", model, "--device", "cuda"}), 2,
+                    "--device cpu needs neither");
+    expect_one_line(annulus({"worker", "--connect", "127.0.0.1:1", "--device", "cuda"}), 2,
+                    "--device cpu needs neither");
+  }
   expect_one_line(annulus({"serve", "--model", model, "--rope-scaling", "wild"}), 2, "wild");
   expect_one_line(annulus({"serve", "--model", model, "--log-level", "loud"}), 2, "loud");
 }

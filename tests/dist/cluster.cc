@@ -208,6 +208,7 @@ Held held_by(pid_t pid) {
 }
 
 bool own_shared_memory() {
+  bench::annulus_binary();  // found by this process's path, which a new mount namespace may change
   return unshare(CLONE_NEWNS | CLONE_NEWIPC) == 0 &&
          mount("", "/", "none", MS_PRIVATE | MS_REC, nullptr) == 0 &&
          mount("tmpfs", "/dev/shm", "tmpfs", 0, nullptr) == 0;

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a worker computes on, chosen once: the CPU or one GPU. A Device holds the weights of the
+// last assignment over epochs; an EpochRank is what it holds in one: the data plane and the Rank,
+// made in two steps, because the addresses of all ranks travel in between. Used by the compute
+// thread, save EpochRank's abort() and breadcrumb(), which any thread calls at any time. Errors:
+// Status for what an operator can mend, DeviceError from load(), meet() and rank().apply().
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "kernels/cpu/queue.h"
+#include "kernels/weight.h"
+#include "parallel/model/checkpoint.h"
+#include "parallel/model/weights.h"
+#include "parallel/rank.h"
+#include "parallel/ring_policy.h"
+#include "parallel/topology.h"
+
+namespace annulus::server {
+
+class EpochRank {
+ public:
+  virtual ~EpochRank() = default;
+  virtual int64_t epoch() const = 0;
+  virtual std::string address() const = 0;
+  // Connects to the others and measures the machine together with them.
+  virtual absl::StatusOr<parallel::MachineProfile> meet(std::span<const std::string> addresses,
+                                                        const parallel::LlamaConfig& config,
+                                                        const parallel::RankOptions& options) = 0;
+  virtual bool met() const = 0;
+  virtual parallel::Rank& rank() = 0;
+  virtual void abort(const std::string& why) = 0;
+  virtual parallel::Rank::Breadcrumb breadcrumb() const = 0;
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual std::string name() const = 0;  // "avx2", "NVIDIA H100 80GB HBM3"
+  // Drops what it held before: both at once might not fit.
+  virtual absl::Status load(const parallel::Checkpoint& checkpoint, int32_t tp_rank, int32_t tp,
+                            kernels::Precision precision,
+                            const parallel::LoadProgress& progress) = 0;
+  virtual int64_t weight_bytes() const = 0;
+  // A rank with the weights that were loaded last; it shares them.
+  virtual absl::StatusOr<std::shared_ptr<EpochRank>> begin(int64_t epoch,
+                                                           parallel::Topology topology,
+                                                           int32_t world_rank) = 0;
+};
+
+// transports: UCX's list; empty: it chooses per peer.
+std::unique_ptr<Device> make_cpu_device(int32_t threads, kernels::CpuIsa isa,
+                                        const std::string& transports);
+// FailedPrecondition, saying what is missing: CUDA in this build, a GPU, a driver, or, where more
+// than one rank is wanted, NCCL.
+absl::StatusOr<std::unique_ptr<Device>> make_cuda_device(int32_t gpu);
+// GPUs that this process may use; 0 where there is none.
+int32_t cuda_device_count();
+
+}  // namespace annulus::server

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/app/device.h"
+
+#if ANNULUS_WITH_CUDA
+#include "kernels/cuda/matrix.h"
+#include "kernels/cuda/queue.h"
+#include "parallel/comm_nccl.h"
+#include "server/app/device_on.h"
+
+namespace annulus::server {
+namespace {
+
+struct Gpu {
+  using Queue = kernels::CudaQueue;
+  using World = parallel::NcclWorld;
+  kernels::CudaDevice device;
+
+  std::string name() const { return device.name; }
+  std::unique_ptr<Queue> queue() const { return std::make_unique<Queue>(device.index); }
+  std::unique_ptr<Queue> loader() const { return queue(); }
+  absl::StatusOr<std::unique_ptr<World>> world(parallel::Topology topology, int32_t world_rank,
+                                               int64_t epoch) const {
+    static constexpr parallel::NcclApi kNone = {};
+    kernels::use_cuda_device(device.index);
+    if (topology.world() == 1) return World::create(kNone, topology, world_rank, epoch);
+    const auto nccl = parallel::load_nccl();
+    if (!nccl.ok()) return nccl.status();
+    return World::create(**nccl, topology, world_rank, epoch);
+  }
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Device>> make_cuda_device(int32_t gpu) {
+  auto found = kernels::find_cuda_device(gpu);
+  if (!found.ok()) return found.status();
+  return std::make_unique<DeviceOn<Gpu>>(Gpu{*std::move(found)});
+}
+
+int32_t cuda_device_count() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+}  // namespace annulus::server
+
+#else
+
+namespace annulus::server {
+
+absl::StatusOr<std::unique_ptr<Device>> make_cuda_device(int32_t) {
+  return absl::FailedPreconditionError(
+      "this build has no GPU code: run deploy/install --cuda, then deploy/build "
+      "-DANNULUS_CUDA=ON; --device cpu needs neither");
+}
+int32_t cuda_device_count() {
+  return 0;
+}
+
+}  // namespace annulus::server
+#endif
