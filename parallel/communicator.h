@@ -55,7 +55,8 @@ class Communicator {
   virtual int32_t rank() const = 0;
   virtual int32_t size() const = 0;
 
-  // data[i] = sum over ranks of data[i], added in rank order: every rank gets the same bits.
+  // data[i] = sum over ranks of data[i]: every rank gets the same bits. Added in rank order, save
+  // by NCCL, whose order depends on the size.
   virtual void all_reduce(Queue& queue, std::span<float> data, const OpId& op) = 0;
   // out = payloads of ranks 0..size-1, one after the other; bytes[r] = size of rank r's; own = this
   // rank's payload.
