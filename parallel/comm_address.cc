@@ -16,13 +16,13 @@ static_assert(std::endian::native == std::endian::little);
 
 struct Head {
   uint32_t magic = 0x414e5841;  // "AXNA"
-  uint32_t version = 1;
+  uint32_t version = 2;
+  Transport transport = Transport::kUcx;
   int32_t tp = 0, cp = 0, world_rank = 0;
-  uint32_t length = 0;
   int64_t epoch = 0;
-  uint64_t host = 0;
+  uint64_t host = 0, length = 0;
 };
-static_assert(sizeof(Head) == 40);
+static_assert(sizeof(Head) == 48);
 
 uint64_t checksum(std::string_view bytes) {
   uint64_t hash = 0xcbf29ce484222325u;
@@ -44,12 +44,13 @@ uint64_t this_host() {
 }
 
 std::string seal_address(const AddressStamp& stamp, const WorkerAddress& address) {
-  const Head head{.tp = stamp.topology.tp,
+  const Head head{.transport = stamp.transport,
+                  .tp = stamp.topology.tp,
                   .cp = stamp.topology.cp,
                   .world_rank = stamp.world_rank,
-                  .length = static_cast<uint32_t>(address.bytes.size()),
                   .epoch = stamp.epoch,
-                  .host = address.host};
+                  .host = address.host,
+                  .length = address.bytes.size()};
   std::string sealed(reinterpret_cast<const char*>(&head), sizeof head);
   sealed += address.bytes;
   const uint64_t sum = checksum(sealed);
@@ -73,6 +74,12 @@ absl::StatusOr<WorkerAddress> open_address(const AddressStamp& expected, std::st
   if (head.version != Head{}.version) return damaged("of another version of this program");
   if (head.length != covered.size() - sizeof head || sum != checksum(covered))
     return damaged("damaged");
+  if (head.transport != expected.transport) {
+    const auto device = [](Transport t) { return t == Transport::kNccl ? "cuda" : "cpu"; };
+    return absl::FailedPreconditionError(absl::StrCat(
+        "world rank ", expected.world_rank, " runs with --device ", device(head.transport),
+        ", this one with --device ", device(expected.transport), ": all ranks need the same"));
+  }
   if (head.tp != expected.topology.tp || head.cp != expected.topology.cp ||
       head.world_rank != expected.world_rank || head.epoch != expected.epoch) {
     return absl::FailedPreconditionError(absl::StrCat(

@@ -26,6 +26,7 @@ using kernels::CudaQueue;
 using kernels::DeviceError;
 using Clock = std::chrono::steady_clock;
 
+constexpr std::chrono::microseconds kSpin{20}, kSleep{50};
 constexpr std::array kGroupIds = {GroupId::kWorld, GroupId::kTp, GroupId::kCp};
 
 size_t index(int64_t i) {
@@ -57,6 +58,7 @@ struct State {
   template <class Call>
   std::string finish(const NcclComm& comm, const Call& call, Clock::time_point until) {
     int result = kNcclInProgress;
+    const Clock::time_point began = Clock::now();
     for (bool first = true;; first = false) {
       {
         const std::lock_guard lock(calls);
@@ -70,8 +72,9 @@ struct State {
         if (result == kNcclSuccess) return "";
         if (result != kNcclInProgress) return reason(comm, result);
       }
-      if (Clock::now() > until) return "NCCL has not answered by the deadline";
-      std::this_thread::yield();
+      const Clock::time_point now = Clock::now();
+      if (now > until) return "NCCL has not answered by the deadline";
+      if (now - began > kSpin) std::this_thread::sleep_for(kSleep);
     }
   }
 
@@ -81,7 +84,11 @@ struct State {
     std::promise<void> done;
     std::thread helper([&] {
       const std::lock_guard lock(calls);
+      // As one group: an abort frees memory, which waits for the other groups' kernels, which end
+      // only when they are aborted too.
+      api.group_start();
       for (const NcclComm comm : comms) api.comm_abort(comm);
+      api.group_end();
       comms.clear();
       done.set_value();
     });
@@ -110,7 +117,7 @@ class NcclGroup final : public Communicator<CudaQueue> {
   }
 
   // Collective over the group.
-  absl::Status open(const NcclId& id) {
+  absl::Status open(const NcclId& id, Clock::time_point until) {
     if (size() == 1) return absl::OkStatus();
     NcclConfig config;
     config.blocking = 0;
@@ -121,7 +128,7 @@ class NcclGroup final : public Communicator<CudaQueue> {
           if (comm_ != nullptr) state_.comms.push_back(comm_);
           return result;
         },
-        Clock::now() + state_.options.connect_limit);
+        until);
     if (wrong.empty()) return absl::OkStatus();
     return absl::UnavailableError(absl::StrCat("NCCL, ", name(group_), " group of ", size(),
                                                " ranks, rank ", rank_, ": ", wrong));
@@ -172,6 +179,14 @@ class NcclGroup final : public Communicator<CudaQueue> {
   Transfer exchange(CudaQueue& queue, ConstBytes send, int32_t to, Bytes receive, int32_t from,
                     const OpId& op) override {
     const uint64_t id = ++transfers_;
+    ANNULUS_CHECK((to == rank_) == (from == rank_), "half of an exchange with itself");
+    if (to == rank_) {
+      check(op);
+      ANNULUS_CHECK(send.size() == receive.size(), send.size(), " bytes into ", receive.size());
+      queue.copy(receive.data(), send.data(), static_cast<int64_t>(send.size()));
+      check_cuda(cudaEventRecord(event(id), queue.stream()), "an event");
+      return Transfer(id);
+    }
     // The payload is ready, and the buffer free, once what the queue holds has run.
     check_cuda(cudaEventRecord(event(id), queue.stream()), "an event");
     check_cuda(cudaStreamWaitEvent(state_.hops, event(id), 0), "a hop's start");
@@ -190,14 +205,15 @@ class NcclGroup final : public Communicator<CudaQueue> {
   void progress() override {
     if (state_.flag.raised()) throw DeviceError("aborted: " + state_.flag.why());
     if (comm_ == nullptr) return;
-    int error = kNcclSuccess;
+    std::string why;
     {
       const std::lock_guard lock(state_.calls);
+      int error = kNcclSuccess;
       if (!state_.flag.raised()) state_.api.comm_get_async_error(comm_, &error);
+      if (error == kNcclSuccess || error == kNcclInProgress) return;
+      why = state_.reason(comm_, error);
     }
-    if (error == kNcclSuccess || error == kNcclInProgress) return;
-    fail(kernels::concat(name(group_), " rank ", rank_, " of ", size()),
-         state_.reason(comm_, error));
+    fail(kernels::concat(name(group_), " rank ", rank_, " of ", size()), why);
   }
 
   void set_deadline(Clock::time_point deadline) override { state_.deadline = deadline; }
@@ -287,7 +303,10 @@ NcclWorld::~NcclWorld() = default;
 absl::StatusOr<std::unique_ptr<NcclWorld>> NcclWorld::create(const NcclApi& api, Topology topology,
                                                              int32_t world_rank, int64_t epoch,
                                                              const NcclOptions& options) {
-  const AddressStamp stamp{.topology = topology, .world_rank = world_rank, .epoch = epoch};
+  const AddressStamp stamp{.transport = Transport::kNccl,
+                           .topology = topology,
+                           .world_rank = world_rank,
+                           .epoch = epoch};
   auto impl = std::make_unique<Impl>(api, options, stamp);
   std::string ids;
   for (const auto& group : impl->groups) {
@@ -321,16 +340,17 @@ absl::Status NcclWorld::connect(std::span<const std::string> addresses) {
     absl::StatusOr<WorkerAddress> address = open_address(stamp, addresses[index(r)]);
     if (!address.ok()) return address.status();
     if (address->bytes.size() != kGroupIds.size() * sizeof(NcclId)) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("rank ", r, " does not speak NCCL: all ranks need --device cuda"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("rank ", r, " gives ", address->bytes.size(), " bytes of NCCL ids"));
     }
     ids.push_back(std::move(address->bytes));
   }
+  const Clock::time_point until = Clock::now() + impl_->state.options.connect_limit;
   for (size_t g = 0; g < kGroupIds.size(); ++g) {
     const int32_t leader = group_members(topology, kGroupIds[g], impl_->stamp.world_rank).front();
     NcclId id;
     std::memcpy(id.bytes, ids[index(leader)].data() + g * sizeof id, sizeof id);
-    if (absl::Status status = impl_->groups[g]->open(id); !status.ok()) return status;
+    if (absl::Status status = impl_->groups[g]->open(id, until); !status.ok()) return status;
   }
   return absl::OkStatus();
 }

@@ -4,9 +4,10 @@
 // Communicators are non-blocking: every call returns at once, and what is in progress is polled up
 // to the deadline. Hops run on a stream of high priority, so that they have a place beside
 // attention; everything else in the queue's own order. Every rank issues the operations of all
-// groups in one order, which the plan fixes. A lost peer shows in NCCL's asynchronous error or not
-// at all: the control plane calls abort(), or the deadline of the queue's finish() decides. Abort
-// is given 5 s; then the process ends, because a kernel that waits for a lost peer cannot be ended
+// groups in one order, which the plan fixes. Sums are NCCL's: the same bits on every rank, in an
+// order that NCCL chooses by size. A lost peer shows in NCCL's asynchronous error or not at all:
+// the control plane calls abort(), or the deadline of the queue's finish() decides. Abort is given
+// 5 s; then the process ends, because a kernel that waits for a lost peer cannot be ended
 // otherwise.
 #pragma once
 
@@ -26,7 +27,8 @@
 namespace annulus::parallel {
 
 struct NcclOptions {
-  std::chrono::milliseconds connect_limit{60000};
+  // All groups together; below the minute after which the front end gives ranks up.
+  std::chrono::milliseconds connect_limit{40000};
   std::chrono::milliseconds abort_limit{5000};
 };
 

@@ -86,7 +86,7 @@ void KvStore<Queue>::fork(int32_t from, int32_t to, int64_t length) {
   Slot& copy = at(to);
   const std::span<const int32_t> kept =
       std::span(source.positions.host()).first(below(source.positions.host(), length));
-  for (const int32_t position : kept) copy.positions.push_back(position);
+  copy.positions = kernels::Mirror<Queue, int32_t>({kept.begin(), kept.end()});
   const auto rows = static_cast<int64_t>(kept.size());
   const int64_t whole = rows / format_.page_tokens, rest = rows % format_.page_tokens;
   for (int64_t i = 0; i < whole; ++i) {

@@ -54,7 +54,7 @@ struct NcclApi {
 
 // The library of this machine, loaded once and kept: ANNULUS_NCCL (a path), then libnccl.so.2 as
 // the linker finds it, then where NVIDIA's Python packages put it. FailedPrecondition where there
-// is none or it is older than 2.18, saying where was looked and what installs it.
+// is none or it is older than 2.22, saying where was looked and what installs it.
 absl::StatusOr<const NcclApi*> load_nccl();
 
 }  // namespace annulus::parallel

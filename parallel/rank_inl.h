@@ -169,9 +169,9 @@ absl::StatusOr<StepResult> RankOn<Queue>::apply(const StepPlan& plan, Clock::tim
   if (!plan.items.empty()) {
     const typename Queue::Mark mark(queue_);
     const int64_t n = static_cast<int64_t>(rows.ids.size()), d = config_.head_dim;
-    rows.cos_sin.resize(index(n * d));
-    fill_cos_sin(frequencies_, rows.positions, rows.cos_sin.data());
-    const auto cos_sin = queue_.upload(std::span<const float>(rows.cos_sin));
+    cos_sin_.resize(index(n * d));
+    fill_cos_sin(frequencies_, rows.positions, cos_sin_.data());
+    const auto cos_sin = queue_.upload(std::span<const float>(cos_sin_));
     const auto ids = queue_.upload(std::span<const int32_t>(rows.ids));
     const auto slot_rows = queue_.upload(std::span<const int64_t>(rows.slot_rows));
     upload(queue_, std::span(layouts));

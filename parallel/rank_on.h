@@ -70,7 +70,6 @@ struct StepRows {
   std::vector<int32_t> ids, positions;
   std::vector<int64_t> slot_rows;  // where each row's KV goes
   std::vector<OwnWanted> wanted;   // by item
-  std::vector<float> cos_sin;      // [rows, head_dim]
 };
 
 template <class Queue>
@@ -96,6 +95,7 @@ class RankOn final : public Rank {
     queue_.set_poll([this] {
       groups_.cp->progress();
       if (topology_.tp > 1) groups_.tp->progress();
+      if (!Queue::kHostMemory) groups_.world->progress();
     });
   }
 
@@ -137,6 +137,7 @@ class RankOn final : public Rank {
   PolicyInput policy_;
   KvStore<Queue> store_;
   std::vector<double> frequencies_;
+  std::vector<float> cos_sin_;  // [rows, head_dim] of the step; keeps its memory
   ShardState state_;
   PositionLists position_lists_;                                  // of other ranks' rows
   std::deque<std::pair<int64_t, std::vector<int32_t>>> sampled_;  // step, ids by row

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention as kernels/attention.h defines it, in plain fp32 arithmetic without tensor cores: the
-// kernel that others are compared with on a GPU, and the one for shapes that they do not take. Four
-// warps share the keys of one query row and head; each keeps its own maximum, sum and output
-// (online softmax), and together with what acc holds they are joined at the end, so that a hop of
-// the ring neither rounds nor needs a merge.
+// Computes: what kernels/attention.h defines, in plain fp32 arithmetic without tensor cores: the
+//   kernel that others are compared with on a GPU, and the one for shapes that they do not take.
+// Tensors: q [rows, heads * head_dim] and KV rows in the cache's type, acc fp32; all on the device.
+// Mapping: a block a query row and head of a segment. Its four warps share the keys; each keeps its
+//   own maximum, sum and output (online softmax); together with what acc holds they are joined at
+//   the end, so that a hop of the ring neither rounds nor needs a merge.
+// Tiles: none; a lane holds head_dim / 32 elements of q and o, keys and values are read once a row.
+// Numerics: fp32 sums, natural exponentials; an empty acc is (0, -inf).
+// Limits: head_dim <= 256, even for kv_pack; 65,535 segments a call.
 #include "kernels/attention.h"
 
 #include <cmath>

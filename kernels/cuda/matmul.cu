@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// matmul without tensor cores: exact fp32 products and sums (no TF32) for Precision::kF32, and what
-// the tensor cores are compared with in bf16. A block computes a tile of 64 x 64 outputs; each of
-// its 256 threads owns 4 x 4 of them, k runs through shared memory in steps of 16. An output's sum
-// runs over ascending k whatever M is, so that a row's bits do not depend on the batch.
+// Computes: out[M, N] = x[M, K] w[N, K]^T by cuBLASLt where the queue has it (gemm.h), else here
+//   without tensor cores: what they are compared with.
+// Tensors: x f32 or bf16, w f32 or bf16 by rows, out f32; all on the device.
+// Mapping: a block a tile of outputs; each of its 256 threads owns 4 x 4 of them.
+// Tiles: 64 x 64 outputs, k through shared memory in steps of 16.
+// Numerics: fp32 products and sums (no TF32) over ascending k whatever M is, so that a row's bits
+//   do not depend on the batch; with bf16 weights x is rounded to bf16 first.
+// Limits: none on shapes; far from the machine's peak.
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/elements.cuh"
+#include "kernels/cuda/gemm.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/matrix.h"
 #include "kernels/cuda/queue.h"
@@ -67,8 +72,20 @@ void matmul<CudaQueue>(CudaQueue& queue, Tensor out, ConstTensor x, const CudaMa
   ANNULUS_CHECK(
       out.dtype == DType::kF32 && x.cols == w.k() && out.cols == w.n() && out.rows == x.rows,
       out.rows, " x ", out.cols, " = ", x.rows, " x ", x.cols, ", weights ", w.n(), " x ", w.k());
-  const dim3 grid = {blocks_for(out.cols, kTile), blocks_for(out.rows, kTile)};
+  if (out.rows == 0) return;
   const ConstTensor weights = {w.data(), w.dtype(), w.n(), w.k(), w.k()};
+  if (Gemm* const gemm = queue.gemm(); gemm != nullptr) {
+    const CudaQueue::Mark mark(queue);
+    ConstTensor input = x;
+    if (x.dtype != w.dtype()) {
+      const Tensor rounded = {queue.scratch<std::byte>(x.rows * x.cols * size_bytes(w.dtype())),
+                              w.dtype(), x.rows, x.cols, x.cols};
+      convert(queue, rounded, x);
+      input = rounded;
+    }
+    if (gemm->multiply(queue.stream(), out, input, weights)) return;
+  }
+  const dim3 grid = {blocks_for(out.cols, kTile), blocks_for(out.rows, kTile)};
   with_type(x.dtype, [&]<class X>(X) {
     with_type(w.dtype(), [&]<class W>(W) {
       launch(queue.stream(), grid, {device::kBlock}, matmul_tile<X, W>, view<const X>(x),

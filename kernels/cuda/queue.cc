@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <cstring>
 #include <thread>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/gemm.h"
 #include "kernels/cuda/launch.h"
 
 namespace annulus::kernels {
@@ -13,6 +15,8 @@ namespace {
 
 constexpr int64_t kAlignment = 256;
 constexpr int64_t kFirstBlock = int64_t{1} << 20;
+// finish(): most decode steps end within a millisecond; whoever waits longer leaves its core.
+constexpr std::chrono::microseconds kSpin{20}, kSleep{50}, kPollEvery{2000};
 
 }  // namespace
 
@@ -30,7 +34,11 @@ absl::StatusOr<CudaDevice> find_cuda_device(int index) {
         absl::StrCat("there is no GPU ", index, "; this machine has ", count));
   }
   cudaDeviceProp properties = {};
-  check_cuda(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
+  if (const cudaError_t broken = cudaGetDeviceProperties(&properties, index);
+      broken != cudaSuccess) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("GPU ", index, " cannot be used: ", cudaGetErrorString(broken)));
+  }
   if (properties.major != 9 || properties.minor != 0) {
     return absl::FailedPreconditionError(absl::StrCat(
         "GPU ", index, " (", properties.name, ") has compute capability ", properties.major, ".",
@@ -38,20 +46,6 @@ absl::StatusOr<CudaDevice> find_cuda_device(int index) {
   }
   return CudaDevice{index, properties.name, static_cast<int64_t>(properties.totalGlobalMem),
                     properties.multiProcessorCount};
-}
-
-CudaQueue::Memory::Memory(int64_t bytes, std::string_view what) {
-  void* data = nullptr;
-  const cudaError_t error = cudaMalloc(&data, static_cast<size_t>(bytes));
-  if (error == cudaErrorMemoryAllocation) {
-    throw DeviceError(concat("the GPU has no room for ", bytes, " bytes", what));
-  }
-  check_cuda(error, "cudaMalloc");
-  data_ = static_cast<std::byte*>(data);
-  bytes_ = bytes;
-}
-CudaQueue::Memory::~Memory() {
-  if (data_ != nullptr) cudaFree(data_);
 }
 
 CudaQueue::Arena::~Arena() {
@@ -78,7 +72,10 @@ void* CudaQueue::Arena::allocate(int64_t bytes) {
     void* data = nullptr;
     const auto size = static_cast<size_t>(block.bytes);
     if (place_ == Place::kDevice) {
-      check_cuda(cudaMalloc(&data, size), "GPU memory for scratch");
+      if (cudaMalloc(&data, size) != cudaSuccess) {
+        throw DeviceError(concat("the GPU has no room for ", size,
+                                 " bytes of scratch: lower --kv-rows or --workspace-mib"));
+      }
     } else {
       check_cuda(cudaMallocHost(&data, size), "pinned memory for uploads");
     }
@@ -89,6 +86,11 @@ void* CudaQueue::Arena::allocate(int64_t bytes) {
   at_.used += bytes;
   peak_ = std::max(peak_, at_.before + at_.used);
   return out;
+}
+
+std::string cuda_fault() {
+  const cudaError_t error = cudaDeviceSynchronize();
+  return error == cudaSuccess ? "" : cudaGetErrorString(error);
 }
 
 void use_cuda_device(int index) {
@@ -105,6 +107,10 @@ CudaQueue::~CudaQueue() {
   cudaStreamDestroy(stream_);
 }
 
+void CudaQueue::use(const CublasLtApi& api) {
+  gemm_ = std::make_unique<Gemm>(api);
+}
+
 void CudaQueue::write(std::byte* to, const void* from, int64_t bytes) {
   if (bytes == 0) return;
   const auto size = static_cast<size_t>(bytes);
@@ -115,8 +121,10 @@ void CudaQueue::write(std::byte* to, const void* from, int64_t bytes) {
 
 void CudaQueue::read(void* to, const void* from, int64_t bytes) {
   if (bytes == 0) return;
-  check_cuda(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_),
-             "a download");
+  const auto size = static_cast<size_t>(bytes);
+  void* staged = pinned_.allocate(bytes);
+  check_cuda(cudaMemcpyAsync(staged, from, size, cudaMemcpyDeviceToHost, stream_), "a download");
+  fetched_.push_back({to, staged, size});
 }
 
 void CudaQueue::copy(std::byte* to, const std::byte* from, int64_t bytes) {
@@ -133,18 +141,28 @@ void CudaQueue::fill(std::byte* to, std::byte value, int64_t bytes) {
 }
 
 void CudaQueue::finish(std::chrono::steady_clock::time_point deadline) {
-  for (;;) {
+  using Clock = std::chrono::steady_clock;
+  // Where this throws, nothing is copied to what the caller may have left.
+  const std::vector<Fetched> fetched = std::exchange(fetched_, {});
+  const Clock::time_point began = Clock::now();
+  for (Clock::time_point polled = began;;) {
     const cudaError_t error = cudaStreamQuery(stream_);
     if (error == cudaSuccess) break;
     if (error != cudaErrorNotReady) check_cuda(error, "the GPU");
-    if (std::chrono::steady_clock::now() > deadline) {
+    const Clock::time_point now = Clock::now();
+    if (now > deadline) {
       throw DeviceError(
           concat("the GPU has not finished by the deadline, in phase ", name(phases_.current())));
     }
-    if (poll_) poll_();
-    std::this_thread::yield();
+    if (now - began < kSpin) continue;
+    if (poll_ && now - polled > kPollEvery) {
+      poll_();
+      polled = now;
+    }
+    std::this_thread::sleep_for(kSleep);
   }
-  if (poll_) poll_();
+  if (poll_) poll_();  // a stream also ends where its transfers were aborted
+  for (const Fetched& f : fetched) std::memcpy(f.to, f.from, f.bytes);
   pinned_.rewind({});
 }
 

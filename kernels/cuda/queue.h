@@ -14,14 +14,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
-#include <string_view>
-#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/core/phase.h"
+#include "kernels/cuda/memory.h"
 
 namespace annulus::kernels {
 
@@ -36,36 +36,23 @@ struct CudaDevice {
 // GPU, or one of compute capability 9.0 (Hopper).
 absl::StatusOr<CudaDevice> find_cuda_device(int index);
 
+// Why the GPU of this thread cannot go on in this process (an illegal address, memory that ECC gave
+// up); empty where it can. Waits for what it still runs.
+std::string cuda_fault();
+
 // For what the calling thread does from now on; a queue does it for its own.
 void use_cuda_device(int index);
 
 class CudaMatrix;
+class Gemm;
+struct CublasLtApi;
 
 class CudaQueue {
  public:
   using Matrix = CudaMatrix;  // what matmul multiplies by
   static constexpr bool kHostMemory = false;
 
-  // Bytes of the device that last, of the GPU whose queue this thread made; not zeroed. `what`
-  // completes the DeviceError where there is no room.
-  class Memory {
-   public:
-    Memory() = default;
-    explicit Memory(int64_t bytes, std::string_view what = "");
-    ~Memory();
-    Memory(Memory&& other) noexcept { *this = std::move(other); }
-    Memory& operator=(Memory&& other) noexcept {
-      std::swap(data_, other.data_);
-      std::swap(bytes_, other.bytes_);
-      return *this;
-    }
-    std::byte* data() const { return data_; }
-    int64_t bytes() const { return bytes_; }
-
-   private:
-    std::byte* data_ = nullptr;
-    int64_t bytes_ = 0;
-  };
+  using Memory = CudaMemory;
 
   explicit CudaQueue(int device);
   ~CudaQueue();
@@ -73,6 +60,9 @@ class CudaQueue {
   CudaQueue& operator=(const CudaQueue&) = delete;
 
   cudaStream_t stream() const { return stream_; }
+  // From here on matmul asks cuBLASLt first; api outlives the queue.
+  void use(const CublasLtApi& api);
+  Gemm* gemm() const { return gemm_.get(); }  // null: matmul's own kernel
   PhaseClock& phases() { return phases_; }
 
   template <class T>
@@ -92,7 +82,7 @@ class CudaQueue {
   }
   // The same into memory of the device.
   void write(std::byte* to, const void* from, int64_t bytes);
-  // to = from, of the device; there after finish().
+  // to = from, of the device; there after finish(), until which `to` must live.
   template <class T>
   void download(std::span<T> to, const T* from) {
     read(to.data(), from, static_cast<int64_t>(to.size_bytes()));
@@ -157,6 +147,15 @@ class CudaQueue {
 
   cudaStream_t stream_ = nullptr;
   Arena device_{Place::kDevice}, pinned_{Place::kPinned};
+  // What read() has fetched into pinned memory, to be copied out by finish(): a copy into other
+  // memory would hold the host until the device is there.
+  struct Fetched {
+    void* to;
+    const void* from;
+    size_t bytes;
+  };
+  std::vector<Fetched> fetched_;
+  std::unique_ptr<Gemm> gemm_;
   std::function<void()> poll_;
   PhaseClock phases_;
 };

@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The ops that treat rows one by one: embed, rms_norm, rope, swiglu, add, convert, gather_rows.
-// Memory-bound, in fp32, one thread an element or a pair; rms_norm has a block a row. Where the
-// contract speaks of f32 activations, outputs may here be bf16 too: what a tensor core reads next.
+// Computes: the ops that treat rows one by one: embed, rms_norm, rope, swiglu, add, convert,
+//   gather_rows (kernels/ops.h).
+// Tensors: f32 or bf16 on the device; where the contract speaks of f32 activations, outputs may
+//   here be bf16 too: what a tensor core reads next.
+// Mapping: one thread an element or a pair; rms_norm has a block a row.
+// Tiles: none; memory-bound.
+// Numerics: fp32; a bf16 output is rounded once, to nearest even.
+// Limits: 2^31 blocks of 256 elements.
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/launch.h"

@@ -133,8 +133,15 @@ int serve(ServeFlags& flags) {
   config.local_workers = flags.workers == "local";
   if (config.device == "cuda" && config.local_workers) {
     // Here rather than in every worker's log.
-    if (const auto gpu = make_cuda_device(0); !gpu.ok()) {
-      return refuse("serve", gpu.status().message());
+    const auto gpu = make_cuda_device(0);
+    if (!gpu.ok()) return refuse("serve", gpu.status().message());
+    if (const auto ready = (*gpu)->ready_for(config.topology); !ready.ok()) {
+      return refuse("serve", ready.message());
+    }
+    if (config.topology.world() > cuda_device_count()) {
+      return refuse("serve", absl::StrCat(config.topology.world(), " ranks need as many GPUs; ",
+                                          "this host has ", cuda_device_count(),
+                                          ": lower --tp or --cp, or use --workers external"));
     }
   }
   if (config.threads == 0) {

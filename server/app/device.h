@@ -41,11 +41,16 @@ class Device {
  public:
   virtual ~Device() = default;
   virtual std::string name() const = 0;  // "avx2", "NVIDIA H100 80GB HBM3"
+  // FailedPrecondition where it cannot be a rank of this layout: asked before anything is loaded.
+  virtual absl::Status ready_for(parallel::Topology topology) const = 0;
   // Drops what it held before: both at once might not fit.
   virtual absl::Status load(const parallel::Checkpoint& checkpoint, int32_t tp_rank, int32_t tp,
                             kernels::Precision precision,
                             const parallel::LoadProgress& progress) = 0;
   virtual int64_t weight_bytes() const = 0;
+  // Why no later epoch can run in this process; empty where one can. Asked when an epoch has
+  // failed.
+  virtual std::string fault() const = 0;
   // A rank with the weights that were loaded last; it shares them.
   virtual absl::StatusOr<std::shared_ptr<EpochRank>> begin(int64_t epoch,
                                                            parallel::Topology topology,
@@ -55,8 +60,8 @@ class Device {
 // transports: UCX's list; empty: it chooses per peer.
 std::unique_ptr<Device> make_cpu_device(int32_t threads, kernels::CpuIsa isa,
                                         const std::string& transports);
-// FailedPrecondition, saying what is missing: CUDA in this build, a GPU, a driver, or, where more
-// than one rank is wanted, NCCL.
+// FailedPrecondition, saying what is missing: CUDA in this build, a GPU, a driver or cuBLAS. NCCL
+// is looked for when an epoch of more than one rank begins.
 absl::StatusOr<std::unique_ptr<Device>> make_cuda_device(int32_t gpu);
 // GPUs that this process may use; 0 where there is none.
 int32_t cuda_device_count();

@@ -13,6 +13,8 @@ struct Cpu {
   std::string transports;
 
   std::string name() const { return kernels::name(isa); }
+  std::string fault() const { return ""; }
+  absl::Status ready_for(parallel::Topology) const { return absl::OkStatus(); }
   std::unique_ptr<Queue> queue() const { return std::make_unique<Queue>(threads, isa); }
   std::unique_ptr<Queue> loader() const { return std::make_unique<Queue>(1); }
   absl::StatusOr<std::unique_ptr<World>> world(parallel::Topology topology, int32_t world_rank,

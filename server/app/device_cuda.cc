@@ -2,6 +2,7 @@
 #include "server/app/device.h"
 
 #if ANNULUS_WITH_CUDA
+#include "kernels/cuda/cublaslt_api.h"
 #include "kernels/cuda/matrix.h"
 #include "kernels/cuda/queue.h"
 #include "parallel/comm_nccl.h"
@@ -14,10 +15,19 @@ struct Gpu {
   using Queue = kernels::CudaQueue;
   using World = parallel::NcclWorld;
   kernels::CudaDevice device;
+  const kernels::CublasLtApi* cublas = nullptr;
 
   std::string name() const { return device.name; }
-  std::unique_ptr<Queue> queue() const { return std::make_unique<Queue>(device.index); }
-  std::unique_ptr<Queue> loader() const { return queue(); }
+  std::string fault() const { return kernels::cuda_fault(); }
+  absl::Status ready_for(parallel::Topology topology) const {
+    return topology.world() == 1 ? absl::OkStatus() : parallel::load_nccl().status();
+  }
+  std::unique_ptr<Queue> queue() const {
+    auto out = std::make_unique<Queue>(device.index);
+    out->use(*cublas);
+    return out;
+  }
+  std::unique_ptr<Queue> loader() const { return std::make_unique<Queue>(device.index); }
   absl::StatusOr<std::unique_ptr<World>> world(parallel::Topology topology, int32_t world_rank,
                                                int64_t epoch) const {
     static constexpr parallel::NcclApi kNone = {};
@@ -34,7 +44,9 @@ struct Gpu {
 absl::StatusOr<std::unique_ptr<Device>> make_cuda_device(int32_t gpu) {
   auto found = kernels::find_cuda_device(gpu);
   if (!found.ok()) return found.status();
-  return std::make_unique<DeviceOn<Gpu>>(Gpu{*std::move(found)});
+  const auto cublas = kernels::load_cublaslt();
+  if (!cublas.ok()) return cublas.status();
+  return std::make_unique<DeviceOn<Gpu>>(Gpu{*std::move(found), *cublas});
 }
 
 int32_t cuda_device_count() {

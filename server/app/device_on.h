@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Device and EpochRank for one backend, which gives
 //   Queue, World                      the types
-//   name()
+//   name(), ready_for(topology), fault()
 //   queue() -> unique_ptr<Queue>      for a rank, on the thread that will use it: after world(),
 //                                     whose threads must not inherit a pinned core
 //   loader() -> unique_ptr<Queue>     to load weights with
@@ -78,6 +78,9 @@ class DeviceOn final : public Device {
   explicit DeviceOn(Backend backend) : backend_(std::move(backend)) {}
 
   std::string name() const override { return backend_.name(); }
+  absl::Status ready_for(parallel::Topology topology) const override {
+    return backend_.ready_for(topology);
+  }
 
   absl::Status load(const parallel::Checkpoint& checkpoint, int32_t tp_rank, int32_t tp,
                     kernels::Precision precision, const parallel::LoadProgress& progress) override {
@@ -88,6 +91,7 @@ class DeviceOn final : public Device {
     weights_ = std::make_shared<const Weights>(*std::move(weights));
     return absl::OkStatus();
   }
+  std::string fault() const override { return backend_.fault(); }
   int64_t weight_bytes() const override { return weights_ ? weights_->bytes : 0; }
 
   absl::StatusOr<std::shared_ptr<EpochRank>> begin(int64_t epoch, parallel::Topology topology,

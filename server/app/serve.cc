@@ -236,10 +236,13 @@ void FrontEnd::print_external_commands() const {
 void FrontEnd::announce() {
   const parallel::LlamaConfig& llama = model_.checkpoint->config();
   const std::string host = config_.host == "0.0.0.0" ? "127.0.0.1" : config_.host;
-  std::printf("annulus: ready on %s:%d (tp %d x cp %d, %s, context %lld, %s, %d threads a rank)\n",
-              host.c_str(), public_server_->port(), config_.topology.tp, config_.topology.cp,
-              llama.name.c_str(), static_cast<long long>(llama.context), kernels::name(config_.isa),
-              config_.threads);
+  const std::string ranks =
+      config_.device == "cuda"
+          ? "a GPU a rank"
+          : absl::StrCat(kernels::name(config_.isa), ", ", config_.threads, " threads a rank");
+  std::printf("annulus: ready on %s:%d (tp %d x cp %d, %s, context %lld, %s)\n", host.c_str(),
+              public_server_->port(), config_.topology.tp, config_.topology.cp, llama.name.c_str(),
+              static_cast<long long>(llama.context), ranks.c_str());
   std::fflush(stdout);
 }
 

@@ -40,6 +40,8 @@ constexpr std::chrono::milliseconds kHeartbeat{500};
 constexpr absl::Duration kFirstRetry = absl::Milliseconds(100);
 constexpr absl::Duration kLongestRetry = absl::Seconds(2);
 
+constexpr int kBrokenDeviceExit = 3;  // as of an NCCL that cannot be aborted
+
 enum class SessionEnd { kDisconnected, kDropped, kShutdown, kRefused };
 
 std::string host_name() {
@@ -102,10 +104,11 @@ class Session {
   std::optional<Clock::time_point> step_ended_;
 
   std::mutex mutex_;
-  std::condition_variable stop_heartbeats_;
+  std::condition_variable stop_heartbeats_, aborted_;
   std::shared_ptr<EpochRank> epoch_;  // shared with whoever aborts or looks
   int64_t over_ = 0;                  // epochs up to this one are over
   std::string over_why_;
+  int aborting_ = 0;  // threads inside abort(), with a reference of their own
   bool ended_ = false;
 };
 
@@ -154,9 +157,17 @@ void Session::read_loop() {
       const std::lock_guard lock(mutex_);
       over_ = std::max(over_, epoch);
       over_why_ = why;
-      if (epoch_ && epoch_->epoch() <= epoch) running = epoch_;
+      if (!epoch_ || epoch_->epoch() > epoch) return;
+      running = epoch_;
+      ++aborting_;
     }
-    if (running) running->abort(why);
+    running->abort(why);
+    running.reset();
+    {
+      const std::lock_guard lock(mutex_);
+      --aborting_;
+    }
+    aborted_.notify_all();
   };
   v1::FrontMessage message;
   while (client_.read(&message)) {
@@ -177,17 +188,16 @@ void Session::read_loop() {
 void Session::heartbeat_loop() {
   std::unique_lock lock(mutex_);
   while (!stop_heartbeats_.wait_for(lock, kHeartbeat, [this] { return ended_; })) {
-    const std::shared_ptr<EpochRank> epoch = epoch_;
-    lock.unlock();
     v1::WorkerMessage message;
     v1::Heartbeat* heartbeat = message.mutable_heartbeat();
-    if (epoch) {
-      const parallel::Rank::Breadcrumb crumb = epoch->breadcrumb();
+    if (epoch_) {
+      const parallel::Rank::Breadcrumb crumb = epoch_->breadcrumb();
       heartbeat->set_step(crumb.step);
       heartbeat->set_progress(crumb.progress);
       heartbeat->set_layer(crumb.layer);
       heartbeat->set_hop(crumb.hop);
     }
+    lock.unlock();
     client_.write(std::move(message));
     lock.lock();
   }
@@ -255,6 +265,7 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
       assignment.world_rank() >= topology.world()) {
     return absl::InvalidArgumentError("the assignment names no rank of its layout");
   }
+  if (const absl::Status ready = device_.ready_for(topology); !ready.ok()) return ready;
   const kernels::Precision precision =
       assignment.precision() == "fp32" ? kernels::Precision::kF32 : kernels::Precision::kDefault;
   const int32_t tp_rank = topology.tp_rank(assignment.world_rank());
@@ -356,6 +367,13 @@ void Session::fail(const std::string& what) {
   const bool known = over(epoch);  // the front end ended it: it need not be told
   if (const auto running = current()) running->abort(what);
   drop_epoch();
+  if (const std::string fault = device_.fault(); !fault.empty()) {
+    // Another process may do better, and the front end replaces this one when its stream breaks.
+    spdlog::critical("rank {}: {} is lost to this process: {} ({})", assignment_.world_rank(),
+                     device_.name(), fault, what);
+    spdlog::shutdown();
+    _exit(kBrokenDeviceExit);
+  }
   if (known) return;
   spdlog::error("rank {}: epoch {} failed here: {}", assignment_.world_rank(), epoch, what);
   v1::WorkerMessage message;
@@ -364,11 +382,13 @@ void Session::fail(const std::string& what) {
   client_.write(std::move(message));
 }
 
+// The reader may be aborting it: the end of an epoch, and what it costs, belongs to this thread.
 void Session::drop_epoch() {
   std::shared_ptr<EpochRank> epoch;
   {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     epoch = std::exchange(epoch_, nullptr);
+    aborted_.wait(lock, [this] { return aborting_ == 0; });
   }
   step_ended_.reset();
 }
@@ -390,9 +410,14 @@ void end_on_signals() {
 
 absl::StatusOr<std::unique_ptr<Device>> device_of(const WorkerOptions& options) {
   if (!options.cuda) return make_cpu_device(options.threads, options.isa, options.transports);
+  if (options.gpu >= 0) return make_cuda_device(options.gpu);
+  const int32_t gpus = cuda_device_count();
+  if (gpus > 1 && options.wanted_rank < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("this host has ", gpus, " GPUs: --gpu N or --rank R says which one to take"));
+  }
   // The ranks of a host take its GPUs in turn.
-  const int32_t gpus = std::max(cuda_device_count(), 1);
-  return make_cuda_device(options.gpu >= 0 ? options.gpu : std::max(options.wanted_rank, 0) % gpus);
+  return make_cuda_device(gpus > 0 ? std::max(options.wanted_rank, 0) % gpus : 0);
 }
 
 }  // namespace

@@ -3,7 +3,8 @@
 // slice of the weights once, and then, epoch after epoch, meets the other ranks and answers plans.
 // Weights stay as long as tensor-parallel slice and precision do; everything else dies with its
 // epoch. Threads: this one computes, one reads the control stream, one sends heartbeats.
-// Exit codes: 0 told to end, 1 the front end is gone for good, 2 refused (one line says why).
+// Exit codes: 0 told to end, 1 the front end is gone for good, 2 refused (one line says why), 3 its
+// GPU or NCCL can do nothing more in this process.
 #pragma once
 
 #include <cstdint>

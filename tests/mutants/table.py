@@ -152,10 +152,10 @@ MUTANTS = (
            "first(below(source.positions.host(), length + 1));", STORE),
     # -- rotary angles of the row instead of the position
     Mutant("RoPE at local position", "rows are counted from 0 on every rank", "parallel/rank_inl.h",
-           "fill_cos_sin(frequencies_, rows.positions, rows.cos_sin.data());",
+           "fill_cos_sin(frequencies_, rows.positions, cos_sin_.data());",
            "std::vector<int32_t> local;\n"
            "    for (const int32_t p : rows.positions) local.push_back(p * 0 + static_cast<int32_t>(local.size()));\n"
-           "    fill_cos_sin(frequencies_, local, rows.cos_sin.data());", ENGINE, quick=True),
+           "    fill_cos_sin(frequencies_, local, cos_sin_.data());", ENGINE, quick=True),
     Mutant("RoPE at local position", "angles in single precision", "parallel/model/rope.cc",
            "const double angle = pos * frequencies[i];",
            "const double angle = static_cast<float>(pos) * static_cast<float>(frequencies[i]);",

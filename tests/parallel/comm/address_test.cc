@@ -46,6 +46,14 @@ TEST(Address, NamesAnotherEpochRankOrLayout) {
   }
 }
 
+TEST(Address, NamesAnotherDevice) {
+  AddressStamp gpu = kStamp;
+  gpu.transport = Transport::kNccl;
+  const auto status = open_address(kStamp, seal_address(gpu, {"x", 1})).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_NE(status.message().find("--device cuda"), std::string::npos) << status;
+}
+
 TEST(UcxWorld, ConnectRefusesBadAddresses) {
   const UcxOptions options{.transports = kLocalTransports, .net_devices = {}};
   auto world = UcxWorld::create({.tp = 1, .cp = 2}, 0, 4, options);

@@ -157,6 +157,23 @@ TEST_F(Nccl, AllReduceSumsOverTheTpGroupAlone) {
   });
 }
 
+TEST_F(Nccl, AGroupOfOneCopies) {
+  on_ranks({1, 1}, [](NcclWorld&, Groups<CudaQueue> groups, CudaQueue& queue) {
+    Communicator<CudaQueue>& ring = *groups.cp;
+    const Bytes hop = room(queue, 5), all = room(queue, 5), mine = room(queue, 5);
+    ring.await(queue,
+               ring.exchange(queue, there(queue, words(5, 1)), 0, hop, 0, {.what = "kv ring"}));
+    const std::vector<int64_t> bytes = {20};
+    ring.all_gather(queue, there(queue, words(5, 2)), all, bytes, {.what = "gather"});
+    const std::vector<ConstBytes> send = {there(queue, words(5, 3))};
+    ring.all_to_all(queue, send, {&mine, 1}, {.what = "partials"});
+    EXPECT_EQ(back(queue, hop), words(5, 1));
+    EXPECT_EQ(back(queue, all), words(5, 2));
+    EXPECT_EQ(back(queue, mine), words(5, 3));
+    EXPECT_EQ(ring.bytes_sent(), 0);
+  });
+}
+
 // What ends a step: the text of the DeviceError.
 std::string error_of(const std::function<void()>& body) {
   try {
@@ -172,6 +189,8 @@ void wait_for_nothing(Groups<CudaQueue> groups, CudaQueue& queue, Clock::time_po
   const Bytes buffer = room(queue, 4);
   groups.cp->await(queue, groups.cp->exchange(queue, there(queue, words(4, 0)), 1, buffer, 1,
                                               {.step = 9, .layer = 3, .what = "kv ring"}));
+  std::vector<int32_t> out(4);  // a download does not hold the host before finish() does
+  queue.download(std::span(out), reinterpret_cast<const int32_t*>(buffer.data()));
   queue.finish(deadline);
 }
 

@@ -128,7 +128,9 @@ int comm_get_async_error(NcclComm comm, int* error) {
   return kNcclSuccess;
 }
 
+// Frees memory, which waits for the kernels of every communicator: they are aborted as a group.
 int comm_abort(NcclComm comm) {
+  ANNULUS_CHECK(grouped, "aborted alone");
   comm->member->aborted = true;
   while (nccl_script().abort_hangs) std::this_thread::sleep_for(std::chrono::milliseconds(10));
   delete comm;
@@ -243,9 +245,11 @@ int all_reduce(const void* from, void* to, size_t count, int type, int op, NcclC
         if (sum.arrived < world.size) return false;
         auto* out = static_cast<float*>(to);
         std::fill_n(out, count, 0.0f);
-        for (const std::vector<float>& part : sum.parts) {
-          ANNULUS_CHECK(part.size() == count, part.size(), " and ", count, " values");
-          for (size_t i = 0; i < count; ++i) out[i] += part[i];
+        // Each part of the values begins at another rank, as a ring's does.
+        const auto ranks = static_cast<size_t>(world.size);
+        for (size_t r = 0; r < ranks; ++r) {
+          ANNULUS_CHECK(sum.parts[r].size() == count, sum.parts[r].size(), " and ", count);
+          for (size_t i = 0; i < count; ++i) out[i] += sum.parts[(i + r) % ranks][i];
         }
         return true;
       });

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <deque>
+#include <map>
 #include <memory>
 #include <random>
 #include <thread>
@@ -168,7 +169,16 @@ struct Stream {
     return run >= count;
   }
 };
-thread_local std::vector<Stream*> streams;  // of this thread's GPU
+thread_local std::vector<Stream*> streams;               // of this thread's GPU
+thread_local std::map<const std::byte*, size_t> pinned;  // blocks of cudaMallocHost
+
+bool is_pinned(const void* data) {
+  const auto* const at = static_cast<const std::byte*>(data);
+  auto next = pinned.upper_bound(at);
+  if (next == pinned.begin()) return false;
+  --next;
+  return at < next->first + next->second;
+}
 struct Event {
   Stream* stream = nullptr;
   int64_t count = 0;
@@ -214,22 +224,31 @@ cudaError_t cudaMalloc(void** data, size_t bytes) {
   std::memset(*data, 0xff, bytes);
   return cudaSuccess;
 }
+cudaError_t cudaDeviceSynchronize() {
+  for (Stream* stream : cuda_emulation::streams) cudaStreamSynchronize(stream);
+  return cudaSuccess;
+}
 // Waits for the device, as the real one does.
 cudaError_t cudaFree(void* data) {
-  for (Stream* stream : cuda_emulation::streams) cudaStreamSynchronize(stream);
+  cudaDeviceSynchronize();
   std::free(data);
   return cudaSuccess;
 }
 cudaError_t cudaMallocHost(void** data, size_t bytes) {
-  return cudaMalloc(data, bytes);
+  const cudaError_t error = cudaMalloc(data, bytes);
+  if (error == cudaSuccess) cuda_emulation::pinned[static_cast<std::byte*>(*data)] = bytes;
+  return error;
 }
 cudaError_t cudaFreeHost(void* data) {
+  cuda_emulation::pinned.erase(static_cast<std::byte*>(data));
   return cudaFree(data);
 }
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+// To the host and not into pinned memory: the host waits, whatever the stream waits for.
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
   cuda_emulation::enqueue(stream, [to, from, bytes] { std::memcpy(to, from, bytes); });
-  return cudaSuccess;
+  if (kind != cudaMemcpyDeviceToHost || cuda_emulation::is_pinned(to)) return cudaSuccess;
+  return cudaStreamSynchronize(stream);
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
   cuda_emulation::enqueue(stream, [to, value, bytes] { std::memset(to, value, bytes); });

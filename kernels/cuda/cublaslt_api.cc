@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/cublaslt_api.h"
+
+#include "absl/strings/str_cat.h"
+#include "kernels/core/shared_library.h"
+
+namespace annulus::kernels {
+namespace {
+
+constexpr const char* kRemedy =
+    "install cuBLAS 13 (NVIDIA's package libcublas-13-0, or nvidia-cublas from PyPI) or name the "
+    "library in ANNULUS_CUBLASLT";
+
+absl::StatusOr<CublasLtApi> load() {
+  const absl::StatusOr<void*> library =
+      open_library({"ANNULUS_CUBLASLT",
+                    "libcublasLt.so.13",
+                    {"/usr/local/lib/python3*/*-packages/nvidia/cu13/lib/libcublasLt.so.13",
+                     "/usr/lib/python3*/*-packages/nvidia/cu13/lib/libcublasLt.so.13",
+                     "/opt/*/lib/python3*/*-packages/nvidia/cu13/lib/libcublasLt.so.13",
+                     "/usr/local/cuda*/lib64/libcublasLt.so.13"},
+                    kRemedy});
+  if (!library.ok()) return library.status();
+  CublasLtApi api = {};
+  void* const from = *library;
+  const bool whole =
+      find_symbol(from, "cublasLtGetVersion", api.get_version) &&
+      find_symbol(from, "cublasLtCreate", api.create) &&
+      find_symbol(from, "cublasLtDestroy", api.destroy) &&
+      find_symbol(from, "cublasLtMatmulDescCreate", api.desc_create) &&
+      find_symbol(from, "cublasLtMatmulDescDestroy", api.desc_destroy) &&
+      find_symbol(from, "cublasLtMatmulDescSetAttribute", api.desc_set) &&
+      find_symbol(from, "cublasLtMatrixLayoutCreate", api.layout_create) &&
+      find_symbol(from, "cublasLtMatrixLayoutDestroy", api.layout_destroy) &&
+      find_symbol(from, "cublasLtMatmulPreferenceCreate", api.preference_create) &&
+      find_symbol(from, "cublasLtMatmulPreferenceDestroy", api.preference_destroy) &&
+      find_symbol(from, "cublasLtMatmulPreferenceSetAttribute", api.preference_set) &&
+      find_symbol(from, "cublasLtMatmulAlgoGetHeuristic", api.heuristic) &&
+      find_symbol(from, "cublasLtMatmul", api.matmul);
+  if (!whole) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the libcublasLt.so.13 found is none; ", kRemedy));
+  }
+  return api;
+}
+
+}  // namespace
+
+absl::StatusOr<const CublasLtApi*> load_cublaslt() {
+  static const absl::StatusOr<CublasLtApi> api = load();
+  if (!api.ok()) return api.status();
+  return &*api;
+}
+
+}  // namespace annulus::kernels

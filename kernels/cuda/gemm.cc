@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/gemm.h"
+
+#include <bit>
+
+#include "kernels/core/check.h"
+
+namespace annulus::kernels {
+namespace {
+
+constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;  // what Hopper's algorithms ask for at most
+constexpr size_t kMostPlans = 4096;
+
+void check_cublas(int status, const char* what) {
+  if (status != 0) throw DeviceError(concat("cuBLASLt, ", what, ": status ", status));
+}
+
+// Of what an algorithm may assume: the address's, at most cuBLAS's default.
+uint32_t alignment_of(const void* data) {
+  const int zeros = std::countr_zero(reinterpret_cast<uintptr_t>(data));
+  return uint32_t{1} << (zeros < 8 ? zeros : 8);
+}
+
+int cublas_type(DType type) {
+  return type == DType::kF32 ? kCublasF32 : kCublasBF16;
+}
+
+}  // namespace
+
+Gemm::Gemm(const CublasLtApi& api) : api_(api), workspace_(kWorkspaceBytes, " of workspace") {
+  check_cublas(api_.create(&handle_), "a handle");
+}
+
+Gemm::~Gemm() {
+  drop_plans();
+  api_.destroy(handle_);
+}
+
+void Gemm::drop_plans() {
+  for (const auto& [shape, plan] : plans_) {
+    for (const CublasLayout layout : {plan.w, plan.x, plan.out}) api_.layout_destroy(layout);
+    api_.desc_destroy(plan.desc);
+  }
+  plans_.clear();
+}
+
+// cuBLAS counts by columns: rows of ours are columns of its. So out^T [N, M] = w x^T, with w [K, N]
+// transposed and x [K, M] as it is: the one form that Hopper's fast kernels take for every type.
+Gemm::Plan Gemm::make(const Shape& s) const {
+  const auto size = [](int64_t n) { return static_cast<uint64_t>(n); };
+  Plan plan;
+  check_cublas(api_.desc_create(&plan.desc, kCublasCompute32F, kCublasF32), "a description");
+  check_cublas(
+      api_.desc_set(plan.desc, kCublasDescTransA, &kCublasTranspose, sizeof kCublasTranspose),
+      "transposition");
+  const int type = cublas_type(s.type);
+  check_cublas(api_.layout_create(&plan.w, type, size(s.k), size(s.n), s.w_stride), "a layout");
+  check_cublas(api_.layout_create(&plan.x, type, size(s.k), size(s.m), s.x_stride), "a layout");
+  check_cublas(api_.layout_create(&plan.out, kCublasF32, size(s.n), size(s.m), s.out_stride),
+               "a layout");
+  CublasPreference preference = nullptr;
+  check_cublas(api_.preference_create(&preference), "a preference");
+  const auto workspace = static_cast<uint64_t>(kWorkspaceBytes);
+  check_cublas(
+      api_.preference_set(preference, kCublasPreferWorkspace, &workspace, sizeof workspace),
+      "the workspace");
+  const uint32_t alignments[] = {s.w_alignment, s.x_alignment, s.out_alignment, s.out_alignment};
+  for (size_t i = 0; i < 4; ++i) {
+    check_cublas(api_.preference_set(preference, kCublasPreferAlignment[i], &alignments[i],
+                                     sizeof alignments[i]),
+                 "an alignment");
+  }
+  CublasHeuristic best = {};
+  int found = 0;
+  const int status = api_.heuristic(handle_, plan.desc, plan.w, plan.x, plan.out, plan.out,
+                                    preference, 1, &best, &found);
+  plan.possible = status == 0 && found == 1 && best.state == 0;
+  plan.algo = best.algo;
+  api_.preference_destroy(preference);
+  return plan;
+}
+
+bool Gemm::multiply(cudaStream_t stream, Tensor out, ConstTensor x, ConstTensor w) {
+  ANNULUS_CHECK(out.dtype == DType::kF32 && x.dtype == w.dtype && x.cols == w.cols &&
+                    out.rows == x.rows && out.cols == w.rows,
+                out.rows, " x ", out.cols, " = ", x.rows, " x ", x.cols, ", weights ", w.rows,
+                " x ", w.cols);
+  if (out.rows == 0) return true;
+  const Shape shape = {x.dtype,
+                       out.rows,
+                       out.cols,
+                       x.cols,
+                       x.row_stride,
+                       w.row_stride,
+                       out.row_stride,
+                       alignment_of(x.data),
+                       alignment_of(w.data),
+                       alignment_of(out.data)};
+  auto at = plans_.find(shape);
+  if (at == plans_.end()) {
+    if (plans_.size() >= kMostPlans) drop_plans();
+    at = plans_.emplace(shape, make(shape)).first;
+  }
+  const Plan& plan = at->second;
+  if (!plan.possible) return false;
+  const float one = 1, zero = 0;
+  check_cublas(api_.matmul(handle_, plan.desc, &one, w.data, plan.w, x.data, plan.x, &zero,
+                           out.data, plan.out, out.data, plan.out, &plan.algo, workspace_.data(),
+                           static_cast<size_t>(kWorkspaceBytes), stream),
+               "a product");
+  return true;
+}
+
+}  // namespace annulus::kernels

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine on a real GPU, one rank: the same plans as one rank on a CPU gives the same answers,
+// by our own matmul and by cuBLASLt.
+#include "kernels/cuda/cublaslt_api.h"
+#include "kernels/cuda/matrix.h"
+#include "parallel/comm_nccl.h"
+#include "tests/parallel/cuda/engine_problem.h"
+
+namespace annulus::parallel {
+namespace {
+
+using kernels::CudaQueue;
+using kernels::Precision;
+
+class EngineOnAGpu : public ::testing::TestWithParam<std::tuple<Precision, bool>> {};
+
+TEST_P(EngineOnAGpu, AnswersAsOneRankOnACpu) {
+  const auto [precision, cublas] = GetParam();
+  if (const auto device = kernels::find_cuda_device(0); !device.ok()) {
+    GTEST_SKIP() << device.status();
+  }
+  const auto library = kernels::load_cublaslt();
+  if (cublas && !library.ok()) GTEST_SKIP() << library.status();
+  const EngineProblem problem(precision);
+  static constexpr NcclApi kNone = {};  // a group of one calls nothing
+  std::unique_ptr<Rank> rank;
+  auto queue = std::make_unique<CudaQueue>(0);
+  if (cublas) queue->use(**library);
+  const auto world = NcclWorld::create(kNone, {}, 0, 1).value();
+  ASSERT_TRUE(world->connect(std::vector{world->address()}).ok());
+  auto weights = std::make_shared<const LlamaWeights<CudaQueue>>(
+      load_weights(*queue, *problem.checkpoint, 0, 1, precision).value());
+  rank = Rank::create(problem.checkpoint->config(), weights, std::move(queue), world->groups(), {},
+                      0, 1, problem.options())
+             .value();
+  rank->measure();
+  Answers answers(problem.of_cpu.size());
+  problem.run(*rank, {}, 0, Variant::kPassKv,
+              [&](size_t step, const auto& wanted) { answers[step] = wanted; });
+  problem.expect_equal(answers);
+}
+
+INSTANTIATE_TEST_SUITE_P(Precisions, EngineOnAGpu,
+                         ::testing::Combine(::testing::Values(Precision::kF32, Precision::kDefault),
+                                            ::testing::Bool()));
+
+}  // namespace
+}  // namespace annulus::parallel

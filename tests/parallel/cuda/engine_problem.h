@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+// Plans for a small model, and what one rank on a CPU answers to them: what the engine on GPUs must
+// answer too, on the emulated ones and on a real one.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "kernels/cpu/queue.h"
+#include "parallel/comm_threads.h"
+#include "parallel/rank.h"
+#include "tests/parallel/sharding/plans.h"
+#include "tests/support/tiny_model.h"
+
+namespace annulus::parallel {
+
+// Two sequences: prefill in two chunks beside decode, decode from what was sampled, then a fork, a
+// truncation over a page's edge, and more prefill behind what is cached.
+inline std::vector<StepPlan> engine_script(int32_t cp, Variant variant) {
+  std::vector<StepPlan> plans;
+  ShardState state = testing::state_of(cp);
+  const auto add = [&](std::vector<Op> ops, std::vector<Item> items) {
+    StepPlan plan = testing::plan_of(state, std::move(ops), std::move(items));
+    plan.epoch = 1;
+    plan.step = static_cast<int64_t>(plans.size());
+    for (Group& group : plan.groups) group.variant = variant;
+    state = advance(std::move(state), plan);
+    plans.push_back(std::move(plan));
+  };
+  const auto decode = [](int32_t slot, int64_t position, SampledRef from) {
+    Item item;
+    item.slot = slot;
+    item.placement = Placement::kDecode;
+    item.spans = {{position, 1, 1}};
+    item.sampled = from;
+    item.wanted = {{position, true, 7, 3}};
+    return item;
+  };
+  Item prompt = testing::item_of(1, 0, 13), other = testing::item_of(2, 0, 7);
+  other.wanted = {{6, true, 5, 2}};
+  add({testing::admit(1), testing::admit(2, 1 % cp)}, {prompt, other});
+  prompt = testing::item_of(1, 13, 9);
+  prompt.wanted = {{13, false, 3, 0}, {21, true, -1, 4}};
+  add({}, {prompt, decode(2, 7, {0, 0})});
+  add({}, {decode(1, 22, {1, 0}), decode(2, 8, {1, 1})});
+  Item more = testing::item_of(3, 20, 11), again = testing::item_of(2, 5, 3);
+  more.wanted = {{25, false, 9, 0}, {30, true, -1, 2}};
+  again.wanted = {{7, true, -1, 0}};
+  add({testing::op_of(Op::Kind::kFork, 3, 20, 1), testing::op_of(Op::Kind::kTruncate, 2, 5)},
+      {more, again});
+  add({testing::op_of(Op::Kind::kRelease, 1)}, {decode(3, 31, {3, 0}), decode(2, 8, {3, 1})});
+  return plans;
+}
+
+// By step; in order of item and position.
+using Answers = std::vector<std::vector<WantedResult>>;
+
+struct EngineProblem {
+  explicit EngineProblem(kernels::Precision with) : precision(with) {
+    annulus::testing::TinyModel model;
+    model.dim = 32;
+    model.heads = 6;
+    model.head_dim = 8;
+    model.ffn = 64;
+    const std::string path = annulus::testing::scratch_directory() + "/tiny.gguf";
+    annulus::testing::write_gguf(model, path);
+    checkpoint = std::make_unique<Checkpoint>(Checkpoint::open(path).value());
+    ThreadWorld world{Topology{}};
+    auto queue = std::make_unique<kernels::CpuQueue>(1, kernels::CpuIsa::kPortable);
+    auto weights = std::make_shared<const LlamaWeights<kernels::CpuQueue>>(
+        load_weights(*queue, *checkpoint, 0, 1, precision).value());
+    const auto rank = Rank::create(checkpoint->config(), weights, std::move(queue), world.groups(0),
+                                   {}, 0, 1, options())
+                          .value();
+    for (const StepPlan& plan : engine_script(1, Variant::kPassKv)) {
+      of_cpu.push_back(rank->apply(plan, soon()).value().wanted);
+    }
+  }
+  RankOptions options() const {
+    RankOptions out;
+    out.precision = precision;
+    out.kv_capacity_rows = 512;
+    out.page_tokens = 8;
+    return out;
+  }
+  static std::chrono::steady_clock::time_point soon() {
+    return std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  }
+
+  // The plans through one rank; its answers go where they belong.
+  template <class Add>
+  void run(Rank& rank, Topology topology, int32_t world_rank, Variant variant,
+           const Add& add) const {
+    for (const StepPlan& whole : engine_script(topology.cp, variant)) {
+      ShardState state = rank.state();
+      apply_ops(state, whole);
+      const StepPlan plan = plan_for_rank(state, whole, topology.cp_rank(world_rank));
+      const absl::StatusOr<StepResult> result = rank.apply(plan, soon());
+      ASSERT_TRUE(result.ok()) << result.status();
+      add(static_cast<size_t>(plan.step), result->wanted);
+    }
+  }
+
+  // fp32 throughout and sums in another order: the class of the goldens for another layout. bf16:
+  // weights, KV and queries are the same bf16 numbers, activations are rounded where the CPU keeps
+  // fp32 (2^-9 relative, two layers); from the first token that this changes on, the sequences are
+  // others.
+  void expect_equal(Answers answers) const {
+    const bool exact = precision == kernels::Precision::kF32;
+    const double bound = exact ? 5e-4 : 0.05;
+    ASSERT_EQ(answers.size(), of_cpu.size());
+    for (size_t step = 0; step < answers.size(); ++step) {
+      std::sort(answers[step].begin(), answers[step].end(), [](const auto& a, const auto& b) {
+        return std::tie(a.item, a.position) < std::tie(b.item, b.position);
+      });
+      const auto& want = of_cpu[step];
+      ASSERT_EQ(answers[step].size(), want.size()) << "step " << step;
+      for (size_t i = 0; i < want.size(); ++i) {
+        const WantedResult& got = answers[step][i];
+        EXPECT_EQ(got.item, want[i].item);
+        EXPECT_EQ(got.position, want[i].position);
+        if (exact) {
+          EXPECT_EQ(got.token, want[i].token) << "step " << step << ", item " << got.item;
+        }
+        EXPECT_NEAR(got.logprob, want[i].logprob, bound);
+        EXPECT_NEAR(got.target_logprob, want[i].target_logprob, bound);
+        ASSERT_EQ(got.top.size(), want[i].top.size());
+        for (size_t t = 0; t < got.top.size(); ++t) {
+          if (exact) {
+            EXPECT_EQ(got.top[t].id, want[i].top[t].id);
+          }
+          EXPECT_NEAR(got.top[t].logprob, want[i].top[t].logprob, bound);
+        }
+        if (got.token != want[i].token) return;
+      }
+    }
+  }
+
+  kernels::Precision precision;
+  std::unique_ptr<Checkpoint> checkpoint;
+  Answers of_cpu;
+};
+
+}  // namespace annulus::parallel
