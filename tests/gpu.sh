@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# What a machine with a GPU can say about Annulus: correctness first, then numbers. Prints a table and writes gpu.json;
+# every stage has its own time limit and leaves its result when a later one fails.
+#   tests/gpu.sh                     all stages, with the binaries of build/ (built here where they are missing)
+#   tests/gpu.sh STAGE...            some of: versions sanitizer kernels engine
+#   tests/gpu.sh --pack DIR          copies binaries and every library they need but the driver's and CUDA's into DIR,
+#                                    for a machine without a compiler or Debian's packages
+#   tests/gpu.sh --from DIR STAGE... runs what was packed
+# GPU_JSON names the result file (default: gpu.json here). Exit 0: every stage passed; 3: there is no GPU.
+set -uo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+build=${ANNULUS_BUILD:-$root/build}
+json=${GPU_JSON:-gpu.json}
+kernels=tests/kernels/cuda/kernels_cuda_test engine=tests/parallel/cuda/parallel_cuda_gpu_test
+packed=
+
+case "${1:-}" in
+  --help | -h) sed -n 3,11p "$0" | cut -c3-; exit 0 ;;
+  --pack)
+    to=${2:?--pack needs a folder}
+    mkdir -p "$to/lib"
+    for binary in $kernels $engine; do
+      cp "$build/$binary" "$to/" || exit 2
+      ldd "$build/$binary" | awk '$3 ~ /^\// {print $3} $1 ~ /ld-linux/ {print $1}' | xargs -I{} cp -Lu {} "$to/lib/"
+    done
+    cp "$0" "$to/"
+    du -sh "$to"
+    exit 0
+    ;;
+  --from) packed=${2:?--from needs a folder}; shift 2 ;;
+esac
+stages=("$@")
+[ "${#stages[@]}" -gt 0 ] || stages=(versions sanitizer kernels engine)
+
+# run_binary PATH ARGUMENT...: from the build, or with the packed loader and libraries.
+command_of() {
+  if [ "$packed" ]; then
+    echo "$packed/lib/ld-linux-x86-64.so.2" --library-path "$packed/lib" "$packed/$(basename "$1")"
+  else
+    echo "$build/$1"
+  fi
+}
+versions() {
+  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv,noheader || return 3
+  uname -srm
+  grep -m1 'model name' /proc/cpuinfo
+  for library in libcublasLt.so.13 libnccl.so.2; do
+    { ldconfig -p; find /usr/local /usr/lib /opt -name "$library" 2>/dev/null; } | grep -m1 -F "$library" || echo "$library: not found"
+  done
+}
+sanitizer() {
+  local tool
+  tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -1)
+  [ "$tool" ] || { echo "no compute-sanitizer here"; return 0; }
+  # shellcheck disable=SC2046
+  "$tool" --tool memcheck --error-exitcode 9 $(command_of $kernels) --gtest_brief=1
+}
+# shellcheck disable=SC2046
+kernels() { $(command_of $kernels) --gtest_brief=1; }
+# shellcheck disable=SC2046
+engine() { $(command_of $engine) --gtest_brief=1; }
+limit_of() { case "$1" in versions) echo 60 ;; sanitizer) echo 300 ;; *) echo 200 ;; esac; }
+
+if [ ! "$packed" ] && [ ! -x "$build/$kernels" ]; then
+  "$root/deploy/build" -DANNULUS_TESTS=ON -DANNULUS_CUDA=ON || exit 2
+fi
+export -f versions sanitizer kernels engine command_of
+export build packed
+table=() entries=() worst=0
+for stage in "${stages[@]}"; do
+  case "$stage" in versions | sanitizer | kernels | engine) ;; *) echo "no stage \"$stage\": versions sanitizer kernels engine"; exit 2 ;; esac
+  printf '\n==== %s\n' "$stage"
+  began=$SECONDS
+  kernels=$kernels engine=$engine timeout -k 5 "$(limit_of "$stage")" bash -c "$stage" 2>&1 | tee "/tmp/gpu-stage.$$"
+  rc=${PIPESTATUS[0]}
+  grep -q SKIPPED "/tmp/gpu-stage.$$" && [ "$rc" = 0 ] && rc=skipped
+  text=$(tail -c 4000 "/tmp/gpu-stage.$$" | python3 -c 'import json,sys; print(json.dumps(sys.stdin.read()))' 2>/dev/null || echo '""')
+  rm -f "/tmp/gpu-stage.$$"
+  table+=("$(printf '%5d s  %-9s  %s' $((SECONDS - began)) "$rc" "$stage")")
+  entries+=("$(printf '{"stage": "%s", "rc": "%s", "seconds": %d, "output": %s}' "$stage" "$rc" $((SECONDS - began)) "$text")")
+  (IFS=,; printf '[%s]\n' "${entries[*]}") >"$json"
+  [ "$stage" = versions ] && [ "$rc" != 0 ] && { echo "no GPU here: nvidia-smi does not answer"; exit 3; }
+  [ "$rc" = 0 ] || worst=1
+done
+printf '\n==== seconds, result, stage (also in %s)\n' "$json"
+printf '%s\n' "${table[@]}"
+exit "$worst"
