@@ -169,7 +169,9 @@ struct Stream {
     return run >= count;
   }
 };
-thread_local std::vector<Stream*> streams;               // of this thread's GPU
+thread_local std::vector<Stream*> streams;  // of this thread's GPU
+thread_local std::vector<std::unique_ptr<Stream>>
+    destroyed;                                           // what they recorded may be waited for
 thread_local std::map<const std::byte*, size_t> pinned;  // blocks of cudaMallocHost
 
 bool is_pinned(const void* data) {
@@ -219,6 +221,7 @@ cudaError_t cudaSetDevice(int) {
   return cudaSuccess;
 }
 cudaError_t cudaMalloc(void** data, size_t bytes) {
+  if (bytes > cudaDeviceProp{}.totalGlobalMem) return cudaErrorMemoryAllocation;
   *data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   if (*data == nullptr) return cudaErrorMemoryAllocation;
   std::memset(*data, 0xff, bytes);
@@ -246,7 +249,9 @@ cudaError_t cudaFreeHost(void* data) {
 // To the host and not into pinned memory: the host waits, whatever the stream waits for.
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
-  cuda_emulation::enqueue(stream, [to, from, bytes] { std::memcpy(to, from, bytes); });
+  cuda_emulation::enqueue(stream, [to, from, bytes] {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  });
   if (kind != cudaMemcpyDeviceToHost || cuda_emulation::is_pinned(to)) return cudaSuccess;
   return cudaStreamSynchronize(stream);
 }
@@ -269,7 +274,7 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   std::erase(cuda_emulation::streams, stream);
-  delete stream;
+  cuda_emulation::destroyed.emplace_back(stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
