@@ -16,13 +16,7 @@ constexpr const char* kRemedy =
 
 absl::StatusOr<NcclApi> load() {
   const absl::StatusOr<void*> library =
-      kernels::open_library({"ANNULUS_NCCL",
-                             "libnccl.so.2",
-                             {"/usr/local/lib/python3*/*-packages/nvidia/nccl/lib/libnccl.so.2",
-                              "/usr/lib/python3*/*-packages/nvidia/nccl/lib/libnccl.so.2",
-                              "/opt/*/lib/python3*/*-packages/nvidia/nccl/lib/libnccl.so.2",
-                              "/usr/local/cuda*/lib64/libnccl.so.2"},
-                             kRemedy});
+      kernels::open_library({"ANNULUS_NCCL", "libnccl.so.2", "nvidia/nccl/lib", kRemedy});
   if (!library.ok()) return library.status();
   NcclApi api = {};
   const bool whole = find_symbol(*library, "ncclGetVersion", api.get_version) &&

@@ -5,6 +5,8 @@
 #include <glob.h>
 
 #include <cstdlib>
+#include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -16,9 +18,13 @@ std::vector<std::string> places(const LibraryQuery& query) {
   const char* named = std::getenv(query.variable);
   if (named != nullptr && *named != '\0') return {named};
   std::vector<std::string> out = {query.name};
-  for (const char* pattern : query.patterns) {
+  const auto package = [&](const char* root) {
+    return absl::StrCat(root, "/lib/python3*/*-packages/", query.folder, "/", query.name);
+  };
+  for (const std::string& pattern : {package("/usr/local"), package("/usr"), package("/opt/*"),
+                                     absl::StrCat("/usr/local/cuda*/lib64/", query.name)}) {
     glob_t found = {};
-    if (glob(pattern, 0, nullptr, &found) == 0) {
+    if (glob(pattern.c_str(), 0, nullptr, &found) == 0) {
       for (size_t i = 0; i < found.gl_pathc; ++i) out.emplace_back(found.gl_pathv[i]);
     }
     globfree(&found);

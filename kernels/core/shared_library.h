@@ -3,21 +3,18 @@
 // them (NCCL, cuBLAS). Loaded once and kept.
 #pragma once
 
-#include <span>
-#include <string>
-#include <vector>
-
 #include "absl/status/statusor.h"
 
 namespace annulus::kernels {
 
-// The file that `variable` of the environment names, and nothing else; or the first that opens of
-// `name` as the linker finds it and of the paths that match `patterns` (globs). FailedPrecondition
-// says where was looked, and ends with `remedy`.
+// A library of NVIDIA's: the file that `variable` of the environment names, and nothing else; or
+// the first that opens of `name` as the linker finds it, as the Python package that has it in
+// `folder` installs it, and as the CUDA toolkit does. FailedPrecondition says where was looked, and
+// ends with `remedy`.
 struct LibraryQuery {
   const char* variable;
   const char* name;
-  std::vector<const char*> patterns;
+  const char* folder;  // "nvidia/nccl/lib"
   const char* remedy;
 };
 absl::StatusOr<void*> open_library(const LibraryQuery& query);

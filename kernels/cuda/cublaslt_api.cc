@@ -13,18 +13,11 @@ constexpr const char* kRemedy =
 
 absl::StatusOr<CublasLtApi> load() {
   const absl::StatusOr<void*> library =
-      open_library({"ANNULUS_CUBLASLT",
-                    "libcublasLt.so.13",
-                    {"/usr/local/lib/python3*/*-packages/nvidia/cu13/lib/libcublasLt.so.13",
-                     "/usr/lib/python3*/*-packages/nvidia/cu13/lib/libcublasLt.so.13",
-                     "/opt/*/lib/python3*/*-packages/nvidia/cu13/lib/libcublasLt.so.13",
-                     "/usr/local/cuda*/lib64/libcublasLt.so.13"},
-                    kRemedy});
+      open_library({"ANNULUS_CUBLASLT", "libcublasLt.so.13", "nvidia/cu13/lib", kRemedy});
   if (!library.ok()) return library.status();
   CublasLtApi api = {};
   void* const from = *library;
   const bool whole =
-      find_symbol(from, "cublasLtGetVersion", api.get_version) &&
       find_symbol(from, "cublasLtCreate", api.create) &&
       find_symbol(from, "cublasLtDestroy", api.destroy) &&
       find_symbol(from, "cublasLtMatmulDescCreate", api.desc_create) &&

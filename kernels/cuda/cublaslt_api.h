@@ -37,7 +37,6 @@ inline constexpr int kCublasPreferWorkspace = 1;               // ...MatmulPrefe
 inline constexpr int kCublasPreferAlignment[] = {5, 6, 7, 8};  // of A, B, C, D, bytes
 
 struct CublasLtApi {
-  size_t (*get_version)();
   int (*create)(CublasHandle* handle);
   int (*destroy)(CublasHandle handle);
   int (*desc_create)(CublasDesc* desc, int compute, int scale_type);

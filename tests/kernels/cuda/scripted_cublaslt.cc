@@ -41,9 +41,6 @@ int destroy(Object* object) {
   return 0;
 }
 
-size_t get_version() {
-  return 130100;
-}
 int create_handle(CublasHandle* handle) {
   return create(handle, {});
 }
@@ -136,8 +133,7 @@ CublasScript& cublas_script() {
 }
 
 const kernels::CublasLtApi& scripted_cublaslt() {
-  static const kernels::CublasLtApi api = {get_version,
-                                           create_handle,
+  static const kernels::CublasLtApi api = {create_handle,
                                            destroy<CublasLtContext>,
                                            desc_create,
                                            destroy<CublasLtDescOpaque>,
