@@ -10,6 +10,7 @@
 #include "kernels/cuda/matrix.h"
 #include "kernels/reference/ops.h"
 #include "tests/kernels/cuda/device_array.h"
+#include "tests/kernels/cuda/product_bound.h"
 #include "tests/kernels/weight_problem.h"
 
 namespace annulus::kernels {
@@ -183,17 +184,7 @@ TEST_F(CudaOps, MatmulF32) {
     const CudaMatrix w = CudaMatrix::load(queue(), {&source, 1}, Precision::kF32);
     const Floats in(queue(), x), out(queue(), std::vector<float>(static_cast<size_t>(m * n)));
     matmul(queue(), matrix(out.data(), m, n), matrix(in.data(), m, k), w);
-    const auto got = out.host();
-    const auto want = reference_matmul({x.data(), m, k}, {weights.data(), n, k});
-    for (int64_t r = 0; r < m; ++r)
-      for (int64_t c = 0; c < n; ++c) {
-        double size = 0;
-        for (int64_t i = 0; i < k; ++i)
-          size += std::abs(static_cast<double>(x[static_cast<size_t>(r * k + i)]) *
-                           static_cast<double>(weights[static_cast<size_t>(c * k + i)]));
-        ASSERT_NEAR(got[static_cast<size_t>(r * n + c)], want.at(r, c),
-                    static_cast<double>(k + 1) * kEps * size + 1e-37);
-      }
+    expect_product(out.host(), x, weights, m, n, k, kEps);
   }
 }
 
