@@ -16,48 +16,10 @@
 #include "kernels/cpu/queue.h"
 #include "parallel/comm_threads.h"
 #include "parallel/rank.h"
-#include "tests/parallel/sharding/plans.h"
+#include "tests/parallel/engine_script.h"
 #include "tests/support/tiny_model.h"
 
 namespace annulus::parallel {
-
-// Two sequences: prefill in two chunks beside decode, decode from what was sampled, then a fork, a
-// truncation over a page's edge, and more prefill behind what is cached.
-inline std::vector<StepPlan> engine_script(int32_t cp, Variant variant) {
-  std::vector<StepPlan> plans;
-  ShardState state = testing::state_of(cp);
-  const auto add = [&](std::vector<Op> ops, std::vector<Item> items) {
-    StepPlan plan = testing::plan_of(state, std::move(ops), std::move(items));
-    plan.epoch = 1;
-    plan.step = static_cast<int64_t>(plans.size());
-    for (Group& group : plan.groups) group.variant = variant;
-    state = advance(std::move(state), plan);
-    plans.push_back(std::move(plan));
-  };
-  const auto decode = [](int32_t slot, int64_t position, SampledRef from) {
-    Item item;
-    item.slot = slot;
-    item.placement = Placement::kDecode;
-    item.spans = {{position, 1, 1}};
-    item.sampled = from;
-    item.wanted = {{position, true, 7, 3}};
-    return item;
-  };
-  Item prompt = testing::item_of(1, 0, 13), other = testing::item_of(2, 0, 7);
-  other.wanted = {{6, true, 5, 2}};
-  add({testing::admit(1), testing::admit(2, 1 % cp)}, {prompt, other});
-  prompt = testing::item_of(1, 13, 9);
-  prompt.wanted = {{13, false, 3, 0}, {21, true, -1, 4}};
-  add({}, {prompt, decode(2, 7, {0, 0})});
-  add({}, {decode(1, 22, {1, 0}), decode(2, 8, {1, 1})});
-  Item more = testing::item_of(3, 20, 11), again = testing::item_of(2, 5, 3);
-  more.wanted = {{25, false, 9, 0}, {30, true, -1, 2}};
-  again.wanted = {{7, true, -1, 0}};
-  add({testing::op_of(Op::Kind::kFork, 3, 20, 1), testing::op_of(Op::Kind::kTruncate, 2, 5)},
-      {more, again});
-  add({testing::op_of(Op::Kind::kRelease, 1)}, {decode(3, 31, {3, 0}), decode(2, 8, {3, 1})});
-  return plans;
-}
 
 // By step; in order of item and position.
 using Answers = std::vector<std::vector<WantedResult>>;
