@@ -6,21 +6,19 @@ target_compile_options(annulus_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -
 target_link_libraries(annulus_flags INTERFACE Threads::Threads)
 
 # ANNULUS_SANITIZE: our own code alone is instrumented; Debian's gRPC, protobuf, abseil and UCX are not, which is why
-# thread sanitizing stops short of them (tests/sanitize). A finding ends the process.
+# thread sanitizing stops short of them (tests/sanitize). A finding ends the process. With "address" one build serves unit
+# tests and fuzzing, hence clang and libFuzzer's coverage; -w, as the warnings of the flags above are GCC's.
 if(ANNULUS_SANITIZE STREQUAL "address")
-  add_compile_options(-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1)
+  if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+    message(FATAL_ERROR "ANNULUS_SANITIZE=address fuzzes too, which needs clang: cmake --preset asan")
+  endif()
+  add_compile_options(-w -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1)
   add_link_options(-fsanitize=address,undefined)
 elseif(ANNULUS_SANITIZE STREQUAL "thread")
   add_compile_options(-fsanitize=thread -fno-omit-frame-pointer -g1)
   add_link_options(-fsanitize=thread)
 elseif(ANNULUS_SANITIZE)
   message(FATAL_ERROR "ANNULUS_SANITIZE is \"${ANNULUS_SANITIZE}\"; address and thread are known")
-endif()
-
-# ANNULUS_FUZZ: coverage for libFuzzer beside both sanitizers; the warnings of the flags above are GCC's.
-if(ANNULUS_FUZZ)
-  add_compile_options(-w -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1)
-  add_link_options(-fsanitize=address,undefined)
 endif()
 
 # annulus_library(NAME SOURCES a.cc... LINK x...): a static library with the project's warnings.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A fuzz target: one function that any bytes may be given to. What it may do is return; a crash, a
 // sanitizer's report or a failed ANNULUS_CHECK is a finding. ANNULUS_FUZZ_TARGET(name) opens its
-// body (`data`, `size`). Built with -DANNULUS_FUZZ=ON it is libFuzzer's entry point, one program a
-// target; else a plain function, which replay_test feeds with the committed corpus.
+// body (`data`, `size`). Built with ANNULUS_SANITIZE=address it is libFuzzer's entry point, one
+// program a target; else a plain function, which replay_test feeds with the committed corpus.
 #pragma once
 
 #include <sys/mman.h>

@@ -26,6 +26,12 @@
 
 namespace annulus::testing {
 
+#ifdef ANNULUS_SANITIZED
+inline constexpr bool kSanitized = true;
+#else
+inline constexpr bool kSanitized = false;
+#endif
+
 // fn's value is the exit status; 125 if it threw. The child skips exit handlers.
 inline pid_t fork_child(const std::function<int()>& fn) {
   const pid_t child = fork();

@@ -23,12 +23,6 @@ using annulus::testing::wait_child;
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kFreedMemoryIsKept = true;
-#else
-constexpr bool kFreedMemoryIsKept = false;
-#endif
-
 std::unique_ptr<UcxWorld> join(Backend backend, Topology topology, int32_t rank, int64_t epoch,
                                Blackboard& board) {
   auto world = UcxWorld::create(topology, rank, epoch, ucx_options(backend));
@@ -161,7 +155,7 @@ TEST_P(LostPeer, KilledTwentyTimesLeavesNothingBehind) {
   while (count_entries("/dev/shm") > shared_files && steady_clock::now() < end)
     std::this_thread::sleep_for(milliseconds(50));
   EXPECT_LE(count_entries("/dev/shm"), shared_files);
-  if (kFreedMemoryIsKept) return;
+  if (annulus::testing::kSanitized) return;        // keeps freed memory
   EXPECT_LE(after.mappings, before.mappings + 4);  // malloc's own
   EXPECT_LT(annulus::testing::resident_kib(), resident + 8192);
 }

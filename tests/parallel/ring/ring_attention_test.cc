@@ -104,8 +104,8 @@ TEST_P(RingAttentionTest, EqualsFullAttention) {
   const float scale = 1 / std::sqrt(static_cast<float>(heads.dim));
   ThreadWorld world(topology);
 
-  annulus::testing::run_ranks(ranks, [&, variant = variant, heads = heads,
-                                      dtype = dtype](int32_t me) {
+  annulus::testing::run_ranks(ranks, [&, variant = variant, ranks = ranks, heads = heads,
+                                      dtype = dtype, workspace = workspace](int32_t me) {
     CpuQueue queue(1);
     const Groups<CpuQueue> groups = world.groups(me);
     KvStore<CpuQueue> store(queue, format, 1, 512);
