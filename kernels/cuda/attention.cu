@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Computes: what kernels/attention.h defines, in plain fp32 arithmetic without tensor cores: the
-//   kernel that others are compared with on a GPU, and the one for shapes that they do not take.
+//   kernel that attention_mma.cu is compared with on a GPU, and the one for shapes that it does not
+//   take.
 // Tensors: q [rows, heads * head_dim] and KV rows in the cache's type, acc fp32; all on the device.
 // Mapping: a block a query row and head of a segment. Its four warps share the keys; each keeps its
 //   own maximum, sum and output (online softmax); together with what acc holds they are joined at
@@ -8,11 +9,13 @@
 // Tiles: none; a lane holds head_dim / 32 elements of q and o, keys and values are read once a row.
 // Numerics: fp32 sums, natural exponentials; an empty acc is (0, -inf).
 // Limits: head_dim <= 256, even for kv_pack; 65,535 segments a call.
-#include "kernels/attention.h"
+#include "kernels/cuda/attention.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
+#include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/launch.h"
@@ -27,20 +30,6 @@ using device::store;
 
 constexpr int kWarps = 4;  // of an attention block
 constexpr int kMostHeadDim = 256, kMostPerLane = kMostHeadDim / kWarp;
-
-template <class T>
-__device__ const T* row_of(const KvRows& kv, const KvFormat& format, int32_t r) {
-  const int64_t at =
-      kv.pages == nullptr
-          ? int64_t{r}
-          : int64_t{kv.pages[r / format.page_tokens]} * format.page_tokens + r % format.page_tokens;
-  return reinterpret_cast<const T*>(kv.base) + at * format.row_elements();
-}
-
-// What part `lse` of a sum is, in units of exp(top); 0 of nothing, where both may be -inf.
-__device__ float part_of(float lse, float top) {
-  return lse == -INFINITY ? 0 : expf(lse - top);
-}
 
 // grid: (query rows of the longest segment, heads, segments)
 template <class T>
@@ -193,12 +182,21 @@ void attend<CudaQueue>(CudaQueue& queue, ConstTensor q, std::span<const Segment>
   ANNULUS_CHECK(
       q.dtype == format.dtype && q.rows == acc.rows && q.cols == int64_t{acc.heads} * acc.head_dim,
       q.rows, " x ", q.cols, " queries");
-  int32_t longest = 0;
   for (const Segment& segment : segments) {
     ANNULUS_CHECK(segment.q_first >= 0 && segment.q_first + int64_t{segment.q_count} <= q.rows,
                   "rows ", segment.q_first, " + ", segment.q_count, " of ", q.rows);
-    longest = std::max(longest, segment.q_count);
   }
+  if (tensor_cores_take(format)) {
+    attend_tensor_cores(queue, q, segments, format, scale, acc);
+  } else {
+    attend_plain(queue, q, segments, format, scale, acc);
+  }
+}
+
+void attend_plain(CudaQueue& queue, ConstTensor q, std::span<const Segment> segments,
+                  const KvFormat& format, float scale, Partial acc) {
+  int32_t longest = 0;
+  for (const Segment& segment : segments) longest = std::max(longest, segment.q_count);
   if (longest == 0) return;
   const CudaQueue::Mark mark(queue);
   const std::span<const Segment> table = queue.upload(segments);

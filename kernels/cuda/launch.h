@@ -20,18 +20,28 @@ inline void check_cuda(cudaError_t error, const char* what) {
       concat(what, ": ", cudaGetErrorName(error), " (", cudaGetErrorString(error), ")"));
 }
 
-// Enqueues kernel(arguments...) on the stream: grid and block in blocks and threads. An empty grid
-// is nothing to do.
+// Enqueues kernel(arguments...) on the stream: grid and block in blocks and threads, with `bytes`
+// of device::launch_memory() a block. An empty grid is nothing to do.
 template <class... Parameters, class... Arguments>
-void launch(cudaStream_t stream, dim3 grid, dim3 block, void (*kernel)(Parameters...),
-            Arguments&&... arguments) {
+void launch_with_memory(cudaStream_t stream, dim3 grid, dim3 block, int bytes,
+                        void (*kernel)(Parameters...), Arguments&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (bytes > 48 << 10) {  // more has to be asked for
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+               "shared memory of a kernel");
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
+  config.dynamicSmemBytes = static_cast<size_t>(bytes);
   config.stream = stream;
   check_cuda(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...),
              "a kernel's launch");
+}
+template <class... Parameters, class... Arguments>
+void launch(cudaStream_t stream, dim3 grid, dim3 block, void (*kernel)(Parameters...),
+            Arguments&&... arguments) {
+  launch_with_memory(stream, grid, block, 0, kernel, std::forward<Arguments>(arguments)...);
 }
 
 // Blocks of `threads` that cover n.

@@ -44,8 +44,7 @@ absl::StatusOr<CudaDevice> find_cuda_device(int index) {
         "GPU ", index, " (", properties.name, ") has compute capability ", properties.major, ".",
         properties.minor, "; the kernels are built for 9.0 (H100, H200)"));
   }
-  return CudaDevice{index, properties.name, static_cast<int64_t>(properties.totalGlobalMem),
-                    properties.multiProcessorCount};
+  return CudaDevice{index, properties.name};
 }
 
 CudaQueue::Arena::~Arena() {
@@ -100,6 +99,8 @@ void use_cuda_device(int index) {
 CudaQueue::CudaQueue(int device) {
   use_cuda_device(device);
   check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream");
+  check_cuda(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device),
+             "the size of the GPU");
 }
 
 CudaQueue::~CudaQueue() {

@@ -28,8 +28,6 @@ namespace annulus::kernels {
 struct CudaDevice {
   int index = 0;
   std::string name;
-  int64_t memory_bytes = 0;
-  int multiprocessors = 0;
 };
 
 // FailedPrecondition where this machine cannot run the kernels, saying what is missing: a driver, a
@@ -60,6 +58,7 @@ class CudaQueue {
   CudaQueue& operator=(const CudaQueue&) = delete;
 
   cudaStream_t stream() const { return stream_; }
+  int multiprocessors() const { return multiprocessors_; }
   // From here on matmul asks cuBLASLt first; api outlives the queue.
   void use(const CublasLtApi& api);
   Gemm* gemm() const { return gemm_.get(); }  // null: matmul's own kernel
@@ -146,6 +145,7 @@ class CudaQueue {
   void read(void* to, const void* from, int64_t bytes);
 
   cudaStream_t stream_ = nullptr;
+  int multiprocessors_ = 0;
   Arena device_{Place::kDevice}, pinned_{Place::kPinned};
   // What read() has fetched into pinned memory, to be copied out by finish(): a copy into other
   // memory would hold the host until the device is there.

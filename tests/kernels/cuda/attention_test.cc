@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention on a GPU, or on the emulated one, against double precision: the problems of the CPU's
 // tests, with everything that a kernel may read copied to the device.
-#include "kernels/attention.h"
+#include "kernels/cuda/attention.h"
 
 #include <algorithm>
 #include <memory>
@@ -15,6 +15,12 @@ namespace annulus::kernels {
 namespace {
 
 constexpr Shape kSmol = {9, 3, 64};
+
+// Tensor cores round probabilities to bf16, as vdpbf16ps does.
+Tolerance allowed(const KvFormat& format) {
+  return tolerance(tensor_cores_take(format) ? CpuIsa::kAvx512Bf16 : CpuIsa::kPortable,
+                   format.dtype);
+}
 
 // A problem on the device.
 class OnDevice {
@@ -42,19 +48,33 @@ class OnDevice {
   }
   // acc as it stands after attending to these segments.
   OwnedPartial attend_to(std::span<const Segment> some, OwnedPartial acc) {
-    const DeviceArray<float> o(queue_, acc.o), lse(queue_, acc.lse);
-    Partial view = acc.view();
-    view.o = o.data();
-    view.lse = lse.data();
-    attend(queue_, q(), some, p_.format, p_.scale, view);
-    acc.o = o.host();
-    acc.lse = lse.host();
-    return acc;
+    return with_acc(acc,
+                    [&](Partial view) { attend(queue_, q(), some, p_.format, p_.scale, view); });
+  }
+  OwnedPartial attend_plainly(OwnedPartial acc) {
+    return with_acc(
+        acc, [&](Partial view) { attend_plain(queue_, q(), segments, p_.format, p_.scale, view); });
+  }
+  OwnedPartial attend_in_splits(int32_t splits, OwnedPartial acc) {
+    return with_acc(acc, [&](Partial view) {
+      attend_tensor_cores(queue_, q(), segments, p_.format, p_.scale, view, splits);
+    });
   }
 
   std::vector<Segment> segments;
 
  private:
+  template <class Attend>
+  OwnedPartial with_acc(OwnedPartial acc, const Attend& attend_into) {
+    const DeviceArray<float> o(queue_, acc.o), lse(queue_, acc.lse);
+    Partial view = acc.view();
+    view.o = o.data();
+    view.lse = lse.data();
+    attend_into(view);
+    acc.o = o.host();
+    acc.lse = lse.host();
+    return acc;
+  }
   const int32_t* copy(const int32_t* from, int32_t count) {
     ints_.push_back(std::make_unique<DeviceArray<int32_t>>(
         queue_, std::span<const int32_t>(from, static_cast<size_t>(count))));
@@ -74,7 +94,7 @@ class CudaAttention : public CudaTest {
         const Problem p(shape, dtype, sequences);
         OnDevice problem(queue(), p, paged);
         const OwnedPartial got = problem.attend_to(problem.segments, OwnedPartial(p));
-        expect_near(got, p.reference(), tolerance(CpuIsa::kPortable, dtype),
+        expect_near(got, p.reference(), allowed(p.format),
                     what + (paged ? ", paged " : ", packed ") + name(dtype));
       }
   }
@@ -98,6 +118,46 @@ TEST_F(CudaAttention, PrefillsAndDecodes) {
         {{{3, kPaddingQueryPos, 4}, {0, kPaddingKeyPos, 2, kPaddingKeyPos}},
          {{1, 2}, {kPaddingKeyPos, 5}}},
         "padding, and rows that see nothing");
+}
+
+// Many tiles of rows and of keys, groups of every size, keys in one piece and in many: some splits
+// see nothing, some more than one tile.
+TEST_F(CudaAttention, TensorCores) {
+  for (const Shape shape : {kSmol, Shape{2, 2, 64}, Shape{8, 1, 128}}) {
+    const Problem p(shape, DType::kBF16,
+                    {prefill(70, 80),
+                     prefill(1, 333),
+                     {range(100, 3), range(0, 190)},
+                     {range(64, 40, 2), range(0, 65)}});
+    OnDevice problem(queue(), p, true);
+    const ReferencePartial want = p.reference();
+    for (const int32_t splits : {1, 5}) {
+      expect_near(problem.attend_in_splits(splits, OwnedPartial(p)), want, allowed(p.format),
+                  std::to_string(splits) + " splits of head_dim " + std::to_string(shape.head_dim));
+    }
+  }
+}
+
+// What tensor cores are compared with where there is no double precision.
+TEST_F(CudaAttention, Plain) {
+  const Problem p(kSmol, DType::kBF16, {prefill(5, 20), prefill(1, 90)});
+  OnDevice problem(queue(), p, true);
+  expect_near(problem.attend_plainly(OwnedPartial(p)), p.reference(),
+              tolerance(CpuIsa::kPortable, DType::kBF16), "plain");
+}
+
+// One token of many sequences: what decode is.
+TEST_F(CudaAttention, TensorCoresDecode) {
+  for (const Shape shape : {kSmol, Shape{16, 1, 128}}) {
+    std::vector<Sequence> sequences;
+    for (const int32_t cached : {0, 31, 32, 500, 63, 64}) sequences.push_back(prefill(1, cached));
+    const Problem p(shape, DType::kBF16, sequences);
+    OnDevice problem(queue(), p, true);
+    for (const int32_t splits : {0, 1, 4}) {
+      expect_near(problem.attend_in_splits(splits, OwnedPartial(p)), p.reference(),
+                  allowed(p.format), std::to_string(splits) + " splits");
+    }
+  }
 }
 
 // A ring's hops: the keys in pieces, in any order, carried on in acc; and the same by merge.
@@ -128,9 +188,9 @@ TEST_F(CudaAttention, PiecesCarryOn) {
     merged.o = o.host();
     merged.lse = lse.host();
   }
-  const Tolerance allowed = tolerance(CpuIsa::kPortable, DType::kBF16);
-  expect_near(carried, p.reference(), {3 * allowed.o, 3 * allowed.lse}, "carried");
-  expect_near(merged, p.reference(), {3 * allowed.o, 3 * allowed.lse}, "merged");
+  const Tolerance once = allowed(p.format);
+  expect_near(carried, p.reference(), {3 * once.o, 3 * once.lse}, "carried");
+  expect_near(merged, p.reference(), {3 * once.o, 3 * once.lse}, "merged");
 }
 
 TEST_F(CudaAttention, ClearIsEmpty) {

@@ -29,7 +29,7 @@ struct EngineProblem {
     annulus::testing::TinyModel model;
     model.dim = 32;
     model.heads = 6;
-    model.head_dim = 8;
+    model.head_dim = with == kernels::Precision::kF32 ? 8 : 64;  // tensor cores take bf16 and 64
     model.ffn = 64;
     const std::string path = annulus::testing::scratch_directory() + "/tiny.gguf";
     annulus::testing::write_gguf(model, path);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // As much of the CUDA runtime as kernels/cuda uses, on a CPU: with this folder in front of the
 // toolkit's, the same .cu files compile as C++ and their kernels run, so that index arithmetic,
-// barriers, shuffles, lifetimes and the order of work are proven on machines without a GPU. Not
-// emulated: tensor cores, TMA, inline PTX, dynamic shared memory, timing, a warp's lock step
-// (threads run freely between barriers, in an order that changes from launch to launch).
+// barriers, shuffles, matrix fragments, lifetimes and the order of work are proven on machines
+// without a GPU. Not emulated: wgmma, TMA, inline PTX, timing, a warp's lock step (threads run
+// freely between barriers, in an order that changes from launch to launch).
 //
 // A block's threads are fibers of the calling thread; blocks run one after the other. A stream is a
 // list of closures that runs when it is waited for, not before: memory that the host gives back or
@@ -43,12 +43,36 @@ struct Event;
 void enqueue(Stream* stream, std::function<void()> work);
 // Work that waits for other ranks: false means "not yet", and it is called again.
 void enqueue_waiting(Stream* stream, std::function<bool()> work);
-void run_grid(dim3 grid, dim3 block, const std::function<void()>& thread);
+void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
+
+// kernels/cuda/tensor_core.cuh: of the warp, by the layouts of the PTX manual. Copies happen when
+// they are waited for, not before.
+void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+void load_matrices(uint32_t (&out)[4], const void* row);
+void load_matrices_transposed(uint32_t (&out)[4], const void* row);
+void copy_async(void* shared, const void* global, bool valid);
+void commit_copies();
+void wait_copies(int later);
+char* launch_memory();  // of the block, full of NaN at its start
+
+constexpr size_t kSharedBytes = 227 << 10, kSharedBytesUnasked = 48 << 10;
+void allow_shared(const void* kernel, int bytes);
+bool shared_is_allowed(const void* kernel, size_t bytes);
 
 }  // namespace cuda_emulation
 
 // Of the thread that runs.
 inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+struct float2 {
+  float x, y;
+};
+inline int min(int a, int b) {
+  return a < b ? a : b;
+}
+inline int max(int a, int b) {
+  return a > b ? a : b;
+}
 
 inline void __syncthreads() {
   cuda_emulation::barrier();
@@ -63,7 +87,13 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_xor) {
   return value;
 }
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorNotReady = 600 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorNotReady = 600
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 using cudaStream_t = cuda_emulation::Stream*;
 using cudaEvent_t = cuda_emulation::Event*;
@@ -72,7 +102,7 @@ constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2;
 struct cudaDeviceProp {
   char name[256] = "emulated";
   size_t totalGlobalMem = size_t{1} << 32;
-  int major = 9, minor = 0, multiProcessorCount = 4;
+  int major = 9, minor = 0;
 };
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
@@ -85,6 +115,11 @@ const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
 cudaError_t cudaSetDevice(int device);
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = 4;
+  return cudaSuccess;
+}
 cudaError_t cudaMalloc(void** data, size_t bytes);
 cudaError_t cudaFree(void* data);
 cudaError_t cudaMallocHost(void** data, size_t bytes);
@@ -108,10 +143,20 @@ cudaError_t cudaEventDestroy(cudaEvent_t event);
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
+  const size_t shared = config->dynamicSmemBytes;
+  if (!cuda_emulation::shared_is_allowed(reinterpret_cast<const void*>(kernel), shared)) {
+    return cudaErrorInvalidValue;
+  }
   std::tuple<std::remove_cv_t<Parameters>...> copies(std::forward<Arguments>(arguments)...);
   cuda_emulation::enqueue(
-      config->stream, [kernel, copies, grid = config->gridDim, block = config->blockDim] {
-        cuda_emulation::run_grid(grid, block, [&] { std::apply(kernel, copies); });
+      config->stream, [kernel, copies, shared, grid = config->gridDim, block = config->blockDim] {
+        cuda_emulation::run_grid(grid, block, shared, [&] { std::apply(kernel, copies); });
       });
+  return cudaSuccess;
+}
+template <class... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int value) {
+  if (value > static_cast<int>(cuda_emulation::kSharedBytes)) return cudaErrorInvalidValue;
+  cuda_emulation::allow_shared(reinterpret_cast<const void*>(kernel), value);
   return cudaSuccess;
 }

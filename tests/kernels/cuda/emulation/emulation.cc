@@ -7,6 +7,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <thread>
 #include <vector>
@@ -20,6 +21,12 @@ namespace {
 constexpr size_t kStackBytes = size_t{64} << 10;
 constexpr unsigned kWarp = 32;
 
+struct Copy {
+  void* shared;
+  const void* global;
+  bool valid;
+};
+
 // Fibers begin by ucontext and go on by _setjmp, which makes no system call.
 struct Fiber {
   ucontext_t context = {};
@@ -29,7 +36,9 @@ struct Fiber {
   dim3 index;
   bool done = false;
   int64_t block_waits = 0, warp_waits = 0;  // barriers reached so far
-  uint64_t given = 0;
+  const void* given = nullptr;              // to the warp
+  std::vector<Copy> open;                   // of the batch that is not closed yet
+  std::deque<std::vector<Copy>> batches;
 };
 
 struct Block {
@@ -39,6 +48,8 @@ struct Block {
   jmp_buf scheduler = {};
   const std::function<void()>* thread = nullptr;
   std::mt19937 random{1};
+  std::vector<char> shared;  // memory of the launch, and what aligns it
+  size_t shared_bytes = 0;
 };
 thread_local Block block;  // one launch runs at a time
 
@@ -65,6 +76,10 @@ void run_fiber(Fiber* fiber) {
 void fiber_main() {
   Fiber* const self = block.current;
   (*block.thread)();
+  ANNULUS_CHECK(self->open.empty() && std::all_of(self->batches.begin(), self->batches.end(),
+                                                  [](const auto& batch) { return batch.empty(); }),
+                "a thread ends before its copies");
+  self->batches.clear();
   self->done = true;
   pause_fiber();
 }
@@ -72,6 +87,7 @@ void fiber_main() {
 void run_block(size_t threads) {
   while (block.fibers.size() < threads) block.fibers.push_back(std::make_unique<Fiber>());
   block.size = threads;
+  std::memset(launch_memory(), 0xff, block.shared_bytes);
   std::vector<Fiber*> order;
   for (unsigned i = 0; i < threads; ++i) {
     Fiber& fiber = *block.fibers[i];
@@ -114,33 +130,152 @@ void barrier() {
   });
 }
 
-void exchange(unsigned mask, uint64_t give, int lane_xor, uint64_t* take) {
-  Fiber* const self = block.current;
-  const size_t number = self->index.x + blockDim.x * (self->index.y + blockDim.y * self->index.z);
-  const size_t first = number / kWarp * kWarp, lane = number % kWarp;
-  ANNULUS_CHECK(mask == 0xffffffffu && first + kWarp <= block.size, "only whole warps shuffle");
-  // A thread that left would answer with anything on a GPU.
-  const auto all_at = [first](int64_t count) {
+namespace {
+
+struct Lanes {
+  const void* gave[kWarp];
+  size_t lane;  // the caller's
+};
+
+void wait_for_warp(size_t first) {
+  const int64_t arrived = ++block.current->warp_waits;
+  wait_until([first, arrived] {
     for (size_t i = first; i < first + kWarp; ++i) {
-      ANNULUS_CHECK(!block.fibers[i]->done, "a lane shuffles with one that has ended");
-      if (block.fibers[i]->warp_waits < count) return false;
+      if (block.fibers[i]->warp_waits >= arrived) continue;
+      // A thread that left would answer with anything on a GPU.
+      ANNULUS_CHECK(!block.fibers[i]->done, "a lane meets one that has ended");
+      return false;
     }
     return true;
-  };
-  self->given = give;
-  const int64_t arrived = ++self->warp_waits;
-  wait_until([&] { return all_at(arrived); });
-  *take = block.fibers[first + (lane ^ static_cast<size_t>(lane_xor))]->given;
-  const int64_t taken = ++self->warp_waits;
-  wait_until([&] { return all_at(taken); });
+  });
 }
 
-void run_grid(dim3 grid, dim3 size, const std::function<void()>& thread) {
+// Shows what every lane of the warp gives to use(lanes).
+template <class Use>
+void with_warp(const void* give, const Use& use) {
+  Fiber* const self = block.current;
+  const size_t number = self->index.x + blockDim.x * (self->index.y + blockDim.y * self->index.z);
+  const size_t first = number / kWarp * kWarp;
+  ANNULUS_CHECK(first + kWarp <= block.size, "only whole warps meet");
+  self->given = give;
+  wait_for_warp(first);
+  Lanes lanes;
+  lanes.lane = number % kWarp;
+  for (size_t i = 0; i < kWarp; ++i) lanes.gave[i] = block.fibers[first + i]->given;
+  use(lanes);
+  wait_for_warp(first);
+}
+
+float half_of(uint32_t pair, size_t which) {  // bf16
+  const uint32_t bits = which == 0 ? pair << 16 : pair & 0xffff0000u;
+  float out;
+  std::memcpy(&out, &bits, 4);
+  return out;
+}
+
+void load_rows(uint32_t (&out)[4], const void* row, bool transposed) {
+  ANNULUS_CHECK(reinterpret_cast<uintptr_t>(row) % 16 == 0, "a row of ldmatrix is not aligned");
+  with_warp(row, [&](const Lanes& lanes) {
+    const size_t across = lanes.lane / 4, along = lanes.lane % 4 * 2;
+    for (size_t i = 0; i < 4; ++i) {
+      uint16_t pair[2];
+      for (size_t e = 0; e < 2; ++e) {
+        const size_t r = transposed ? along + e : across, c = transposed ? across : along + e;
+        std::memcpy(&pair[e], static_cast<const char*>(lanes.gave[8 * i + r]) + 2 * c, 2);
+      }
+      out[i] = pair[0] | uint32_t{pair[1]} << 16;
+    }
+  });
+}
+
+}  // namespace
+
+void exchange(unsigned mask, uint64_t give, int lane_xor, uint64_t* take) {
+  ANNULUS_CHECK(mask == 0xffffffffu, "only whole warps shuffle");
+  with_warp(&give, [&](const Lanes& lanes) {
+    std::memcpy(take, lanes.gave[lanes.lane ^ static_cast<size_t>(lane_xor)], sizeof(*take));
+  });
+}
+
+void load_matrices(uint32_t (&out)[4], const void* row) {
+  load_rows(out, row, false);
+}
+void load_matrices_transposed(uint32_t (&out)[4], const void* row) {
+  load_rows(out, row, true);
+}
+
+void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  struct Operands {
+    uint32_t a[4], b[2];
+  };
+  const Operands mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
+  with_warp(&mine, [&](const Lanes& lanes) {
+    for (size_t e = 0; e < 4; ++e) {
+      const size_t row = lanes.lane / 4 + e / 2 * 8, column = lanes.lane % 4 * 2 + e % 2;
+      float sum = 0;
+      for (size_t k = 0; k < 16; ++k) {
+        // a[i] holds rows 0-7 (i even) or 8-15, k 0-7 (i < 2) or 8-15; a lane has two k of a row.
+        const auto& with_a = *static_cast<const Operands*>(lanes.gave[row % 8 * 4 + k % 8 / 2]);
+        const auto& with_b = *static_cast<const Operands*>(lanes.gave[column * 4 + k % 8 / 2]);
+        sum += half_of(with_a.a[row / 8 + k / 8 * 2], k % 2) * half_of(with_b.b[k / 8], k % 2);
+      }
+      c[e] += sum;
+    }
+  });
+}
+
+void copy_async(void* shared, const void* global, bool valid) {
+  ANNULUS_CHECK(reinterpret_cast<uintptr_t>(shared) % 16 == 0 &&
+                    (!valid || reinterpret_cast<uintptr_t>(global) % 16 == 0),
+                "a copy of 16 bytes is not aligned");
+  block.current->open.push_back({shared, global, valid});
+}
+void commit_copies() {
+  Fiber* const self = block.current;
+  self->batches.push_back(std::exchange(self->open, {}));
+}
+void wait_copies(int later) {
+  auto& batches = block.current->batches;
+  while (batches.size() > static_cast<size_t>(later)) {
+    for (const Copy& copy : batches.front()) {
+      if (copy.valid) {
+        std::memcpy(copy.shared, copy.global, 16);
+      } else {
+        std::memset(copy.shared, 0, 16);
+      }
+    }
+    batches.pop_front();
+  }
+}
+
+char* launch_memory() {
+  const auto at = reinterpret_cast<uintptr_t>(block.shared.data());
+  return block.shared.data() + ((128 - at % 128) % 128);
+}
+
+namespace {
+std::mutex allowed_mutex;
+std::map<const void*, int> allowed;  // of any thread
+}  // namespace
+void allow_shared(const void* kernel, int bytes) {
+  const std::lock_guard lock(allowed_mutex);
+  allowed[kernel] = bytes;
+}
+bool shared_is_allowed(const void* kernel, size_t bytes) {
+  if (bytes <= kSharedBytesUnasked) return true;
+  const std::lock_guard lock(allowed_mutex);
+  const auto found = allowed.find(kernel);
+  return found != allowed.end() && bytes <= static_cast<size_t>(found->second);
+}
+
+void run_grid(dim3 grid, dim3 size, size_t shared_bytes, const std::function<void()>& thread) {
   ANNULUS_CHECK(grid.x > 0 && grid.y > 0 && grid.z > 0 && grid.y < 65536 && grid.z < 65536,
                 "a grid of ", grid.x, " x ", grid.y, " x ", grid.z);
   const size_t threads = size_t{size.x} * size.y * size.z;
   ANNULUS_CHECK(threads > 0 && threads <= 1024, threads, " threads a block");
   block.thread = &thread;
+  block.shared.resize(shared_bytes + 128);
+  block.shared_bytes = shared_bytes;
   blockDim = size;
   gridDim = grid;
   for (unsigned z = 0; z < grid.z; ++z)
@@ -204,9 +339,11 @@ using cuda_emulation::Event;
 using cuda_emulation::Stream;
 
 const char* cudaGetErrorName(cudaError_t error) {
+  if (error == cudaErrorInvalidValue) return "cudaErrorInvalidValue";
   return error == cudaSuccess ? "cudaSuccess" : "cudaErrorMemoryAllocation";
 }
 const char* cudaGetErrorString(cudaError_t error) {
+  if (error == cudaErrorInvalidValue) return "invalid argument";
   return error == cudaSuccess ? "no error" : "out of memory";
 }
 cudaError_t cudaGetDeviceCount(int* count) {
