@@ -3,7 +3,7 @@
 // for tensor parallelism) and how a device holds them (PackedMatrix). Block formats are GGUF's:
 // Q8_0 and Q4_* have one scale for 32 weights of a row, Q6_K for 16 of a super-block of 256. Q8_0,
 // Q4_0 and Q4_1 stay quantised in a PackedMatrix under Precision::kDefault (1.06, 0.56 and 0.63
-// bytes a weight); F16, BF16 and Q6_K become bf16 (2 bytes); F32 becomes bf16. Precision::kF32
+// bytes a weight); F16, BF16, F8 and Q6_K become bf16 (2 bytes); F32 becomes bf16. Precision::kF32
 // dequantises everything to fp32 (4 bytes): the strong oracle. Packing runs once, at load.
 #pragma once
 
@@ -16,7 +16,7 @@ namespace annulus::kernels {
 
 class CpuQueue;
 
-enum class WeightFormat : uint8_t { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1, kQ6_K };
+enum class WeightFormat : uint8_t { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1, kQ6_K, kF8E4M3 };
 enum class Precision : uint8_t { kDefault, kF32 };
 
 struct WeightBlock {
@@ -32,6 +32,7 @@ constexpr WeightBlock block_of(WeightFormat format) {
     case WeightFormat::kQ4_0: return {32, 18};  // half d; nibbles q[16]: w = d * (q - 8)
     case WeightFormat::kQ4_1: return {32, 20};  // half d, m; nibbles q[16]: w = d * q + m
     case WeightFormat::kQ6_K: return {256, 210};
+    case WeightFormat::kF8E4M3: return {1, 1};
   }
   return {1, 4};
 }
@@ -43,10 +44,13 @@ struct WeightSource {
   WeightFormat format = WeightFormat::kF32;
   const std::byte* data = nullptr;
   int64_t rows = 0, cols = 0, first_col = 0, row_stride_bytes = 0;
+  const std::byte* row_scales =
+      nullptr;  // F8: a float a row, which its weights are times; unaligned
 
   WeightSource slice_rows(int64_t first, int64_t count) const {
     WeightSource s = *this;
     s.data += first * row_stride_bytes;
+    if (row_scales != nullptr) s.row_scales += first * static_cast<int64_t>(sizeof(float));
     s.rows = count;
     return s;
   }

@@ -41,4 +41,14 @@ constexpr float half_to_float(uint16_t h) {
   return sign != 0 ? -value : value;
 }
 
+// OCP 8-bit floating point E4M3 (the "FN" kind: no infinities, largest 448) to float.
+constexpr float f8_e4m3_to_float(uint8_t f) {
+  const uint32_t sign = (f & 0x80u) << 24, exponent = f >> 3 & 15u, mantissa = f & 7u;
+  if (exponent == 15 && mantissa == 7) return std::bit_cast<float>(sign | 0x7fc00000u);
+  if (exponent != 0)
+    return std::bit_cast<float>(sign | ((exponent + 120) << 23) | (mantissa << 20));
+  const float value = static_cast<float>(mantissa) * 0x1p-9f;
+  return sign != 0 ? -value : value;
+}
+
 }  // namespace annulus::kernels

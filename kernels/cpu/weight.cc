@@ -70,7 +70,8 @@ void dequantise_block(WeightFormat format, const std::byte* block, int64_t first
       return;
     case WeightFormat::kF32:
     case WeightFormat::kF16:
-    case WeightFormat::kBF16: break;
+    case WeightFormat::kBF16:
+    case WeightFormat::kF8E4M3: break;
   }
   ANNULUS_CHECK(false, "not a block format: ", static_cast<int>(format));
 }
@@ -144,6 +145,13 @@ void dequantise_row(const WeightSource& source, int64_t r, float* out) {
       std::memcpy(out, row, static_cast<size_t>(source.cols) * sizeof(float));
     } else if (source.format == WeightFormat::kF16) {
       for (int64_t i = 0; i < source.cols; ++i) out[i] = half_at(row + 2 * i);
+    } else if (source.format == WeightFormat::kF8E4M3) {
+      const float scale =
+          source.row_scales == nullptr
+              ? 1
+              : read<float>(source.row_scales + r * static_cast<int64_t>(sizeof(float)));
+      for (int64_t i = 0; i < source.cols; ++i)
+        out[i] = scale * f8_e4m3_to_float(read<uint8_t>(row + i));
     } else {
       for (int64_t i = 0; i < source.cols; ++i) out[i] = to_float(read<bf16>(row + 2 * i));
     }

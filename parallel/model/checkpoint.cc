@@ -57,12 +57,27 @@ class Resolver {
   Resolver(const Directory& directory, const std::string& label)
       : directory_(directory), label_(label) {}
 
+  // F8 matrices have NAME_scale, [rows, 1] in F32, beside them. Their input_scale_ub bounds what
+  // activations are rounded to by engines that multiply in F8; this one does not round them.
   WeightSource matrix(const std::string& name, int64_t rows, int64_t cols) {
-    return source(name, {rows, cols}, rows, cols);
+    WeightSource weights = source(name, {rows, cols}, rows, cols);
+    if (!status_.ok() || weights.format != kernels::WeightFormat::kF8E4M3) return weights;
+    const WeightSource scales = source(name + "_scale", {rows, 1}, rows, 1);
+    if (!status_.ok()) return {};
+    if (scales.format != kernels::WeightFormat::kF32) {
+      status_ = absl::InvalidArgumentError(absl::StrCat(
+          label_, ": tensor ", quote_name(name + "_scale"), " is not F32, as F8 weights need it"));
+      return {};
+    }
+    weights.row_scales = scales.data;
+    return weights;
   }
   std::vector<float> vector(const std::string& name, int64_t count) {
     const WeightSource row = source(name, {count}, 1, count);
     std::vector<float> values;
+    if (status_.ok() && row.format == kernels::WeightFormat::kF8E4M3)
+      status_ = absl::InvalidArgumentError(absl::StrCat(label_, ": tensor ", quote_name(name),
+                                                        " is F8_E4M3, which norms cannot be"));
     if (!status_.ok()) return values;
     values.resize(static_cast<size_t>(count));
     kernels::dequantise_row(row, 0, values.data());
@@ -74,7 +89,7 @@ class Resolver {
     if (!status_.ok()) return status_;
     for (const auto& [name, tensor] : directory_)
       if (!used_.contains(name) && name != "rope_freqs.weight" && name != "lm_head.weight" &&
-          !absl::EndsWith(name, ".rotary_emb.inv_freq"))
+          !absl::EndsWith(name, ".rotary_emb.inv_freq") && !absl::EndsWith(name, ".input_scale_ub"))
         return absl::InvalidArgumentError(
             absl::StrCat(label_, ": tensor ", quote_name(name),
                          " has no place in a plain Llama (biases, experts and adapters are not "
@@ -95,10 +110,11 @@ class Resolver {
     const RawTensor& tensor = it->second;
     used_.insert(name);
     if (!tensor.format) {
-      status_ = absl::InvalidArgumentError(
-          absl::StrCat(label_, ": tensor ", quote_name(name), " is ", tensor.type,
-                       ", which is not supported (F32, F16, BF16, Q8_0, Q4_0, Q4_1 and Q6_K are); "
-                       "quantise the model to one of these, for example Q8_0"));
+      status_ = absl::InvalidArgumentError(absl::StrCat(
+          label_, ": tensor ", quote_name(name), " is ", tensor.type,
+          ", which is not supported (F32, F16, BF16, F8_E4M3, Q8_0, Q4_0, Q4_1 and Q6_K "
+          "are); "
+          "quantise the model to one of these, for example Q8_0"));
       return {};
     }
     if (tensor.shape != shape) {

@@ -226,10 +226,13 @@ absl::Status refuse_variants(const json& root, const std::string& label) {
   for (const char* key : {"attention_bias", "mlp_bias", "rope_interleaved"})
     if (const auto it = root.find(key); it != root.end() && it->is_boolean() && it->get<bool>())
       return refuse(label, absl::StrCat("'", key, "': true is not supported"));
-  if (const auto it = root.find("quantization_config"); it != root.end() && !it->is_null())
-    return refuse(label,
-                  "a quantised checkpoint is not supported in this format; use the F32, F16 or "
-                  "BF16 original, or a GGUF file");
+  if (const auto it = root.find("quantization_config"); it != root.end() && !it->is_null()) {
+    const auto method = it->is_object() ? it->find("quant_method") : it->end();
+    if (!it->is_object() || method == it->end() || *method != "fbgemm_fp8")
+      return refuse(label,
+                    "a quantised checkpoint is not supported in this format (fbgemm_fp8 is); use "
+                    "the F32, F16 or BF16 original, or a GGUF file");
+  }
   return absl::OkStatus();
 }
 

@@ -103,6 +103,7 @@ std::optional<kernels::WeightFormat> safetensors_weight_format(std::string_view 
   if (dtype == "F32") return kernels::WeightFormat::kF32;
   if (dtype == "F16") return kernels::WeightFormat::kF16;
   if (dtype == "BF16") return kernels::WeightFormat::kBF16;
+  if (dtype == "F8_E4M3") return kernels::WeightFormat::kF8E4M3;
   return std::nullopt;
 }
 

@@ -45,7 +45,7 @@ struct SafetensorsFolder {
 absl::StatusOr<SafetensorsFolder> open_safetensors_folder(const std::string& directory);
 absl::StatusOr<SafetensorsFolder> open_safetensors_file(const std::string& path);
 
-// The formats that kernels read: F32, F16 and BF16.
+// The formats that kernels read: F32, F16, BF16 and F8_E4M3.
 std::optional<kernels::WeightFormat> safetensors_weight_format(std::string_view dtype);
 
 }  // namespace annulus::parallel

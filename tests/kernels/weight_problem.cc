@@ -80,6 +80,13 @@ void WeightProblem::add_block(std::mt19937& random, bool integers) {
       append(bytes, w);
       return push(to_float(w), std::abs(to_float(w)));
     }
+    case WeightFormat::kF8E4M3: {
+      const int exponent = integers ? 7 : integer(1, 14), mantissa = integers ? 0 : integer(0, 7);
+      const int sign = integer(0, 1);
+      append(bytes, static_cast<uint8_t>(sign << 7 | exponent << 3 | mantissa));
+      const double size = std::ldexp(1 + mantissa / 8.0, exponent - 7);
+      return push(sign != 0 ? -size : size, size);
+    }
     case WeightFormat::kQ8_0: {
       Half d = integers ? one() : random_half(random, -14, -9);
       append(bytes, d.bits);

@@ -7,10 +7,29 @@
 #include <string>
 #include <vector>
 
+#include "kernels/core/dtype.h"
 #include "tests/kernels/weight_problem.h"
 
 namespace annulus::kernels {
 namespace {
+
+// Every code of OCP's E4M3 against its definition: (-1)^s 2^(e-7) (1 + m/8), 2^-6 m/8 where e is 0,
+// no number where all bits are set.
+TEST(F8E4M3, EveryCode) {
+  for (int code = 0; code < 256; ++code) {
+    const int exponent = code >> 3 & 15, mantissa = code & 7;
+    const float got = f8_e4m3_to_float(static_cast<uint8_t>(code));
+    if ((code & 0x7f) == 0x7f) {
+      EXPECT_TRUE(std::isnan(got));
+      continue;
+    }
+    const double size = exponent == 0 ? std::ldexp(mantissa / 8.0, -6)
+                                      : std::ldexp(1 + mantissa / 8.0, exponent - 7);
+    EXPECT_EQ(static_cast<double>(got), code < 128 ? size : -size) << code;
+    EXPECT_EQ(std::signbit(got), code >= 128);
+  }
+  EXPECT_EQ(f8_e4m3_to_float(0x7e), 448.0f);
+}
 
 class WeightTest : public testing::TestWithParam<WeightFormat> {};
 

@@ -34,6 +34,18 @@ float half_of(float value) {
   return kernels::half_to_float(to_half(value));
 }
 
+// The nearest, ties to even; above 448 the largest.
+uint8_t to_f8_e4m3(float value) {
+  const float magnitude = std::fabs(value);
+  uint8_t best = 0;
+  for (uint8_t code = 1; code < 0x7f; ++code) {
+    const float now = std::fabs(kernels::f8_e4m3_to_float(code) - magnitude);
+    const float before = std::fabs(kernels::f8_e4m3_to_float(best) - magnitude);
+    if (now < before || (now == before && code % 2 == 0)) best = code;
+  }
+  return static_cast<uint8_t>(best | (std::signbit(value) ? 0x80 : 0));
+}
+
 uint8_t clamp_code(float x, int low, int high) {
   return static_cast<uint8_t>(std::clamp(static_cast<int>(std::lround(x)), low, high));
 }
@@ -119,8 +131,22 @@ void encode_row(WeightFormat format, std::span<const float> row, std::vector<std
       case WeightFormat::kQ4_0: encode_q4_0(x, out); break;
       case WeightFormat::kQ4_1: encode_q4_1(x, out); break;
       case WeightFormat::kQ6_K: encode_q6_k(x, out); break;
+      case WeightFormat::kF8E4M3: append(out, to_f8_e4m3(x[0])); break;
     }
   }
+}
+
+F8Rows encode_f8_rows(std::span<const float> values, size_t cols) {
+  F8Rows out;
+  for (size_t first = 0; first < values.size(); first += cols) {
+    const std::span<const float> row = values.subspan(first, cols);
+    float largest = 0;
+    for (const float x : row) largest = std::max(largest, std::fabs(x));
+    const float scale = largest == 0 ? 1 : largest / 448;
+    append(out.scales, scale);
+    for (const float x : row) append(out.codes, to_f8_e4m3(x / scale));
+  }
+  return out;
 }
 
 uint32_t ggml_type(WeightFormat format) {
@@ -132,6 +158,7 @@ uint32_t ggml_type(WeightFormat format) {
     case WeightFormat::kQ8_0: return 8;
     case WeightFormat::kQ6_K: return 14;
     case WeightFormat::kBF16: return 30;
+    case WeightFormat::kF8E4M3: break;  // not in GGUF
   }
   return 0;
 }

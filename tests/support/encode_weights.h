@@ -16,6 +16,13 @@ namespace annulus::testing {
 void encode_row(kernels::WeightFormat format, std::span<const float> row,
                 std::vector<std::byte>& out);
 
+// Rows as F8 E4M3, each scaled so that its largest weight is 448: bytes of the codes, and of a
+// float a row.
+struct F8Rows {
+  std::vector<std::byte> codes, scales;
+};
+F8Rows encode_f8_rows(std::span<const float> values, size_t cols);
+
 // The number that GGUF files use for a format.
 uint32_t ggml_type(kernels::WeightFormat format);
 

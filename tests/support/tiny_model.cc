@@ -181,7 +181,8 @@ std::vector<float> llama3_divisors(const TinyModel& model) {
 const char* dtype_name(WeightFormat format) {
   if (format == WeightFormat::kF16) return "F16";
   if (format == WeightFormat::kBF16) return "BF16";
-  ANNULUS_CHECK(format == WeightFormat::kF32, "safetensors hold F32, F16 and BF16");
+  if (format == WeightFormat::kF8E4M3) return "F8_E4M3";
+  ANNULUS_CHECK(format == WeightFormat::kF32, "safetensors hold F32, F16, BF16 and F8_E4M3");
   return "F32";
 }
 
@@ -259,6 +260,10 @@ std::string tiny_config_json(const TinyModel& model) {
                {"tie_word_embeddings", model.tied},
                {"bos_token_id", 257},
                {"eos_token_id", 258}};
+  if (model.matrices == WeightFormat::kF8E4M3)
+    root["quantization_config"] = {{"quant_method", "fbgemm_fp8"},
+                                   {"activation_scale_ub", 1200.0},
+                                   {"modules_to_not_convert", {"lm_head"}}};
   const parallel::RopeScaling& scaling = model.rope_scaling;
   if (scaling.kind == parallel::RopeScaling::Kind::kLinear)
     root["rope_scaling"] = {{"type", "linear"}, {"factor", scaling.factor}};
@@ -307,13 +312,29 @@ void write_folder(const TinyModel& model, const std::string& directory, int shar
   };
   size_t next = 0;
   for (const Entry& entry : entries_of(model)) {
-    const WeightFormat format = entry.rows == 0 ? model.matrices : entry.format;
+    const bool fp8 = model.matrices == WeightFormat::kF8E4M3;
+    const WeightFormat format = entry.rows > 0 ? entry.format
+                                : fp8          ? WeightFormat::kBF16
+                                               : model.matrices;
     std::vector<int64_t> shape = {entry.cols};
     if (entry.rows > 0) shape.insert(shape.begin(), entry.rows);
     const size_t shard = next++ % parts.size();
-    parts[shard].push_back(
-        {entry.hf, dtype_name(format), shape, encode(model, entry, format, /*gguf_order=*/false)});
-    map[entry.hf] = file_of(shard);
+    const auto put = [&](const std::string& name, const char* dtype, std::vector<int64_t> of,
+                         std::vector<std::byte> bytes) {
+      parts[shard].push_back({name, dtype, std::move(of), std::move(bytes)});
+      map[name] = file_of(shard);
+    };
+    if (format == WeightFormat::kF8E4M3) {
+      auto [codes, scales] = encode_f8_rows(tiny_tensor(model, entry.hf, entry.rows, entry.cols),
+                                            static_cast<size_t>(entry.cols));
+      put(entry.hf, "F8_E4M3", shape, std::move(codes));
+      put(entry.hf + "_scale", "F32", {entry.rows, 1}, std::move(scales));
+      std::vector<std::byte> bound;
+      append(bound, 1200.0f);
+      put(entry.hf.substr(0, entry.hf.size() - 6) + "input_scale_ub", "F32", {1}, std::move(bound));
+      continue;
+    }
+    put(entry.hf, dtype_name(format), shape, encode(model, entry, format, /*gguf_order=*/false));
   }
   for (size_t shard = 0; shard < parts.size(); ++shard)
     write_file(absl::StrCat(directory, "/", file_of(shard)), safetensors_bytes(parts[shard]));

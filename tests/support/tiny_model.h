@@ -38,7 +38,8 @@ std::vector<std::byte> tiny_gguf(const TinyModel& model);
 void write_gguf(const TinyModel& model, const std::string& path);
 
 // config.json, tokenizer.json and safetensors (F32, F16 or BF16 as model.matrices says; embedding
-// likewise; norms in the format of the matrices), in one file or several with an index.
+// likewise; norms in the format of the matrices), in one file or several with an index. F8E4M3: as
+// fbgemm_fp8 checkpoints have it, with scales of rows and norms in BF16.
 void write_folder(const TinyModel& model, const std::string& directory, int shards = 1);
 std::string tiny_config_json(const TinyModel& model);
 

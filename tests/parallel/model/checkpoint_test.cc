@@ -151,6 +151,74 @@ TEST(Checkpoint, GgufAndFolderHoldTheSameModel) {
   }
 }
 
+// A weight of a row lies within half a step of its F8 neighbours: 2^-4 of itself, or 2^-10 below
+// the smallest normal number, times the row's scale.
+TEST(Checkpoint, Fp8MatricesAreTimesTheScalesOfTheirRows) {
+  const TinyModel model = wide(WeightFormat::kF8E4M3, WeightFormat::kBF16, false);
+  const std::string folder = testing::scratch_directory();
+  testing::write_folder(model, folder, 2);
+  const auto checkpoint = Checkpoint::open(folder);
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  const ModelTensors& tensors = checkpoint->tensors();
+  EXPECT_EQ(tensors.embedding.format, WeightFormat::kBF16);
+  for (int i = 0; i < model.layers; ++i) {
+    const LayerTensors& layer = tensors.layers[static_cast<size_t>(i)];
+    const std::string prefix = "model.layers." + std::to_string(i) + ".";
+    for (const auto& [name, source] : {std::pair{"self_attn.k_proj", layer.k},
+                                       {"self_attn.o_proj", layer.o},
+                                       {"mlp.up_proj", layer.up},
+                                       {"mlp.down_proj", layer.down}}) {
+      EXPECT_EQ(source.format, WeightFormat::kF8E4M3);
+      const std::vector<float> want =
+          testing::tiny_tensor(model, prefix + name + ".weight", source.rows, source.cols);
+      const std::vector<float> got = dequantised(source);
+      for (int64_t r = 0; r < source.rows; ++r) {
+        const auto row = std::span(want).subspan(static_cast<size_t>(r * source.cols),
+                                                 static_cast<size_t>(source.cols));
+        float largest = 0;
+        for (const float x : row) largest = std::max(largest, std::abs(x));
+        for (size_t c = 0; c < row.size(); ++c) {
+          ASSERT_NEAR(got[static_cast<size_t>(r * source.cols) + c], row[c],
+                      std::max(std::abs(row[c]) * 0x1.001p-4f, largest / 448 * 0x1p-10f))
+              << prefix << name << " row " << r;
+        }
+      }
+      // Views of rows and columns keep to their scales, held in either precision.
+      const WeightSource view = source.slice_rows(source.rows / 2, 64).slice_cols(64, 128);
+      const std::vector<float> values = dequantised(view);
+      EXPECT_EQ(values[0], got[static_cast<size_t>(source.rows / 2 * source.cols + 64)]);
+      const WeightSource same = {
+          WeightFormat::kF32, reinterpret_cast<const std::byte*>(values.data()), 64, 128, 0, 512};
+      for (const auto precision : {kernels::Precision::kDefault, kernels::Precision::kF32}) {
+        const auto x = kernels::PackedMatrix::pack({&view, 1}, precision);
+        const auto y = kernels::PackedMatrix::pack({&same, 1}, precision);
+        EXPECT_EQ(std::memcmp(x.data(), y.data(), static_cast<size_t>(x.bytes())), 0);
+      }
+    }
+  }
+}
+
+TEST(Checkpoint, Fp8MatricesNeedTheirScales) {
+  const TinyModel model = wide(WeightFormat::kF8E4M3, WeightFormat::kBF16, false);
+  const std::string folder = testing::scratch_directory();
+  testing::write_folder(model, folder);
+  const std::string path = folder + "/model.safetensors";
+  const auto with = [&](std::string_view from, std::string_view to) {
+    const auto file = MappedFile::open(path).value();
+    std::string text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+    text.replace(text.find(from), from.size(), to);
+    const std::string changed = testing::scratch_directory();
+    std::filesystem::copy(folder, changed,
+                          std::filesystem::copy_options::overwrite_existing |
+                              std::filesystem::copy_options::recursive);
+    testing::write_file(changed + "/model.safetensors", text);
+    return std::string(Checkpoint::open(changed).status().message());
+  };
+  EXPECT_NE(with("layers.1.mlp.up_proj.weight_scale", "layers.1.mlp.up_proj.weight_scalp")
+                .find("'model.layers.1.mlp.up_proj.weight_scale' is missing"),
+            std::string::npos);
+}
+
 TEST(Checkpoint, ShardedFolderEqualsASingleFile) {
   const TinyModel model;
   const std::string one = testing::scratch_directory(), three = testing::scratch_directory();

@@ -122,6 +122,8 @@ TEST(Config, RefusesWhatIsNotAPlainLlama) {
   expect("rope_interleaved", true, "'rope_interleaved': true is not supported");
   expect("hidden_act", "gelu", "hidden_act 'gelu' is not supported");
   expect("quantization_config", {{"bits", 4}}, "quantised checkpoint is not supported");
+  expect("quantization_config", {{"quant_method", "gptq"}}, "(fbgemm_fp8 is)");
+  expect("quantization_config", "fbgemm_fp8", "quantised checkpoint is not supported");
   expect("partial_rotary_factor", 0.5, "partial_rotary_factor");
   expect("num_key_value_heads", 2, "9 query heads are not a multiple of 2 KV heads");
   expect("num_attention_heads", 0, "'num_attention_heads' is 0");
