@@ -54,15 +54,19 @@ class Checker {
       }
     }
     for (size_t rank = 0; rank < traces_.size() && wrong_.empty(); ++rank) {
-      if (front(static_cast<int32_t>(rank))) wrong_ = stuck(static_cast<int32_t>(rank));
+      if (front(static_cast<int32_t>(rank))) {
+        wrong_ = stuck(static_cast<int32_t>(rank));
+      } else if (traces_[rank].in_flight != 0) {
+        wrong_ = kernels::concat("rank ", rank, " leaves a hop in flight");
+      }
     }
     return wrong_;
   }
 
  private:
   const TraceCall* front(int32_t rank) const {
-    const Trace& trace = traces_[index(rank)];
-    return at_[index(rank)] < trace.size() ? &trace[at_[index(rank)]] : nullptr;
+    const std::vector<TraceCall>& calls = traces_[index(rank)].calls;
+    return at_[index(rank)] < calls.size() ? &calls[at_[index(rank)]] : nullptr;
   }
 
   // Whether the call that `rank` holds at happened.
@@ -167,10 +171,10 @@ class Checker {
 }  // namespace
 
 void TraceComm::record(TraceCall call) {
-  ANNULUS_CHECK(in_flight_ == 0, "a call while a hop is in flight: ", worded(call));
+  ANNULUS_CHECK(trace_.in_flight == 0, "a call while a hop is in flight: ", worded(call));
   ANNULUS_CHECK(call.op.layer < 1024 && call.op.sequence < 4096 && call.op.hop < 256,
                 "no room in a message tag: ", worded(call));
-  trace_.push_back(std::move(call));
+  trace_.calls.push_back(std::move(call));
 }
 
 void TraceComm::all_reduce(Queue&, std::span<float> data, const OpId& op) {
@@ -212,13 +216,14 @@ Transfer TraceComm::exchange(Queue&, ConstBytes send, int32_t to, Bytes receive,
   if (!receive.empty()) call.from = from;
   sent_ += call.send[0];
   record(std::move(call));
-  in_flight_ = ++hops_;
-  return Transfer(in_flight_);
+  trace_.in_flight = ++trace_.hops;
+  return Transfer(trace_.in_flight);
 }
 
 void TraceComm::await(Queue&, Transfer transfer) {
-  ANNULUS_CHECK(transfer.release() == in_flight_ && in_flight_ != 0, "not the hop in flight");
-  in_flight_ = 0;
+  ANNULUS_CHECK(transfer.release() == trace_.in_flight && trace_.in_flight != 0,
+                "not the hop in flight");
+  trace_.in_flight = 0;
 }
 
 std::string check_traces(const std::vector<Trace>& of_world_rank) {

@@ -32,7 +32,11 @@ struct TraceCall {
   std::vector<int64_t> receive;
   int32_t to = -1, from = -1;  // exchange, ranks of the group; -1: a side of zero bytes
 };
-using Trace = std::vector<TraceCall>;
+// Of one rank, over all its groups.
+struct Trace {
+  std::vector<TraceCall> calls;
+  uint64_t hops = 0, in_flight = 0;  // the hop that has not been awaited yet; 0: none
+};
 
 class TraceComm final : public Communicator<kernels::VirtualQueue> {
  public:
@@ -63,16 +67,16 @@ class TraceComm final : public Communicator<kernels::VirtualQueue> {
   int32_t rank_;
   Trace& trace_;
   int64_t sent_ = 0;
-  uint64_t hops_ = 0, in_flight_ = 0;  // the hop that nobody has awaited yet
 };
 
 // Empty, or the first thing that is wrong. Each rank issues its calls strictly in order and holds
 // at each until all that take part in it have come to it: the least that any data plane allows,
 // with no buffer, no second stream and no communicator beside another. Calls that meet must be the
-// same (kind, OpId, sizes on both sides), no OpId may occur twice in a group, and every trace must
-// come to its end. What meets is determined by the traces alone, so that one run through them
-// stands for every order in time, and is itself the one order over all groups that NCCL asks for:
-// a data plane that may do more cannot deadlock either.
+// same (kind, OpId, sizes on both sides), no OpId may occur twice in a group, no call may be made
+// while a hop is in flight (of any group: they would be two communicators at once), and every trace
+// must come to its end. What meets is determined by the traces alone, so that one run through them
+// stands for every order in time, and is itself the one order over all groups that NCCL asks for: a
+// data plane that may do more cannot deadlock either.
 std::string check_traces(const std::vector<Trace>& of_world_rank);
 
 }  // namespace annulus::parallel
