@@ -3,16 +3,18 @@
 # What a machine with a GPU can say about Annulus: correctness first, then numbers. Prints a table and writes gpu.json;
 # every stage has its own time limit and leaves its result when a later one fails.
 #   tests/gpu.sh                     all stages, with the binaries of build/ (built here where they are missing)
-#   tests/gpu.sh STAGE...            some of: versions sanitizer kernels engine
+#   tests/gpu.sh STAGE...            some of: versions sanitizer kernels engine nccl numbers
 #   tests/gpu.sh --pack DIR          copies binaries and every library they need but the driver's and CUDA's into DIR,
 #                                    for a machine without a compiler or Debian's packages
 #   tests/gpu.sh --from DIR STAGE... runs what was packed
-# GPU_JSON names the result file (default: gpu.json here). Exit 0: every stage passed; 3: there is no GPU.
+# GPU_JSON names the result file (default: gpu.json here; the numbers go beside it, NAME-numbers.json). Exit 0: every stage
+# passed; 3: there is no GPU.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 build=${ANNULUS_BUILD:-$root/build}
 json=${GPU_JSON:-gpu.json}
 kernels=tests/kernels/cuda/kernels_cuda_test engine=tests/parallel/cuda/parallel_cuda_gpu_test
+nccl=tests/parallel/cuda/nccl_gpu_test bench=bench/annulus-gpu-bench
 packed=
 
 case "${1:-}" in
@@ -20,7 +22,7 @@ case "${1:-}" in
   --pack)
     to=${2:?--pack needs a folder}
     mkdir -p "$to/lib"
-    for binary in $kernels $engine; do
+    for binary in $kernels $engine $nccl $bench; do
       cp "$build/$binary" "$to/" || exit 2
       ldd "$build/$binary" | awk '$3 ~ /^\// {print $3} $1 ~ /ld-linux/ {print $1}' | xargs -I{} cp -Lu {} "$to/lib/"
     done
@@ -31,7 +33,7 @@ case "${1:-}" in
   --from) packed=${2:?--from needs a folder}; shift 2 ;;
 esac
 stages=("$@")
-[ "${#stages[@]}" -gt 0 ] || stages=(versions sanitizer kernels engine)
+[ "${#stages[@]}" -gt 0 ] || stages=(versions sanitizer kernels engine nccl numbers)
 
 # run_binary PATH ARGUMENT...: from the build, or with the packed loader and libraries.
 command_of() {
@@ -54,25 +56,37 @@ sanitizer() {
   tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -1)
   [ "$tool" ] || { echo "no compute-sanitizer here"; return 0; }
   # shellcheck disable=SC2046
-  "$tool" --tool memcheck --error-exitcode 9 $(command_of $kernels) --gtest_brief=1
+  "$tool" --tool memcheck --error-exitcode 9 $(command_of $kernels) --gtest_brief=1 || return
+  for check in racecheck synccheck; do  # shared memory, which the emulated GPU keeps in better order than asked
+    # shellcheck disable=SC2046
+    timeout 100 "$tool" --tool $check --error-exitcode 9 $(command_of $kernels) --gtest_brief=1 \
+      --gtest_filter='CudaAttention.Shapes:CudaAttention.TensorCoresDecode' || return
+  done
 }
 # shellcheck disable=SC2046
 kernels() { $(command_of $kernels) --gtest_brief=1; }
 # shellcheck disable=SC2046
 engine() { $(command_of $engine) --gtest_brief=1; }
-limit_of() { case "$1" in versions) echo 60 ;; sanitizer) echo 300 ;; *) echo 200 ;; esac; }
+# shellcheck disable=SC2046
+nccl() { $(command_of $nccl) --gtest_brief=1; }
+# shellcheck disable=SC2046
+numbers() { $(command_of $bench) --json "${json%.json}-numbers.json"; }
+limit_of() { case "$1" in versions) echo 60 ;; sanitizer) echo 400 ;; *) echo 200 ;; esac; }
 
-if [ ! "$packed" ] && [ ! -x "$build/$kernels" ]; then
-  "$root/deploy/build" -DANNULUS_TESTS=ON -DANNULUS_CUDA=ON || exit 2
-fi
-export -f versions sanitizer kernels engine command_of
-export build packed
+for binary in $kernels $engine $nccl $bench; do
+  [ "$packed" ] || [ -x "$build/$binary" ] || { "$root/deploy/build" -DANNULUS_TESTS=ON -DANNULUS_CUDA=ON || exit 2; }
+done
+export -f versions sanitizer kernels engine nccl numbers command_of
+export build packed json
 table=() entries=() worst=0
 for stage in "${stages[@]}"; do
-  case "$stage" in versions | sanitizer | kernels | engine) ;; *) echo "no stage \"$stage\": versions sanitizer kernels engine"; exit 2 ;; esac
+  case "$stage" in
+    versions | sanitizer | kernels | engine | nccl | numbers) ;;
+    *) echo "no stage \"$stage\": versions sanitizer kernels engine nccl numbers"; exit 2 ;;
+  esac
   printf '\n==== %s\n' "$stage"
   began=$SECONDS
-  kernels=$kernels engine=$engine timeout -k 5 "$(limit_of "$stage")" bash -c "$stage" 2>&1 | tee "/tmp/gpu-stage.$$"
+  kernels=$kernels engine=$engine nccl=$nccl bench=$bench timeout -k 5 "$(limit_of "$stage")" bash -c "$stage" 2>&1 | tee "/tmp/gpu-stage.$$"
   rc=${PIPESTATUS[0]}
   grep -q SKIPPED "/tmp/gpu-stage.$$" && [ "$rc" = 0 ] && rc=skipped
   text=$(tail -c 4000 "/tmp/gpu-stage.$$" | python3 -c 'import json,sys; print(json.dumps(sys.stdin.read()))' 2>/dev/null || echo '""')

@@ -18,8 +18,8 @@ void attend_plain(CudaQueue& queue, ConstTensor q, std::span<const Segment> segm
 bool tensor_cores_take(const KvFormat& format);
 
 // attend() by tensor cores: products of bf16 with fp32 sums, probabilities rounded to bf16 for the
-// second product (not in lse), as on CPUs with AVX-512 BF16. splits: pieces that the keys of a
-// segment are cut into, joined in order at the end; 0: as many as fill the GPU.
+// second product (not in lse), as on CPUs with AVX-512 BF16. splits: pieces that the keys of every
+// segment are cut into, joined at the end; 0: as many as fill the GPU.
 void attend_tensor_cores(CudaQueue& queue, ConstTensor q, std::span<const Segment> segments,
                          const KvFormat& format, float scale, Partial acc, int32_t splits = 0);
 

@@ -20,16 +20,22 @@ inline void check_cuda(cudaError_t error, const char* what) {
       concat(what, ": ", cudaGetErrorName(error), " (", cudaGetErrorString(error), ")"));
 }
 
+// A block of the kernel may have this much of device::launch_memory(): more than 48 KiB has to be
+// asked for.
+template <class... Parameters>
+void allow_memory(void (*kernel)(Parameters...), int bytes) {
+  if (bytes <= 48 << 10) return;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+             "shared memory of a kernel");
+}
+
 // Enqueues kernel(arguments...) on the stream: grid and block in blocks and threads, with `bytes`
 // of device::launch_memory() a block. An empty grid is nothing to do.
 template <class... Parameters, class... Arguments>
 void launch_with_memory(cudaStream_t stream, dim3 grid, dim3 block, int bytes,
                         void (*kernel)(Parameters...), Arguments&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  if (bytes > 48 << 10) {  // more has to be asked for
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-               "shared memory of a kernel");
-  }
+  allow_memory(kernel, bytes);
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;

@@ -45,8 +45,8 @@ void enqueue(Stream* stream, std::function<void()> work);
 void enqueue_waiting(Stream* stream, std::function<bool()> work);
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
 
-// kernels/cuda/tensor_core.cuh: of the warp, by the layouts of the PTX manual. Copies happen when
-// they are waited for, not before.
+// kernels/cuda/tensor_core.cuh: of the warp, by the layouts of the PTX manual. Copies happen at
+// once or when they are waited for, at random.
 void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 void load_matrices(uint32_t (&out)[4], const void* row);
 void load_matrices_transposed(uint32_t (&out)[4], const void* row);
@@ -158,5 +158,11 @@ template <class... Parameters>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int value) {
   if (value > static_cast<int>(cuda_emulation::kSharedBytes)) return cudaErrorInvalidValue;
   cuda_emulation::allow_shared(reinterpret_cast<const void*>(kernel), value);
+  return cudaSuccess;
+}
+template <class... Parameters>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Parameters...), int,
+                                                          size_t shared_bytes) {
+  *blocks = static_cast<int>(cuda_emulation::kSharedBytes / (shared_bytes + 1024));
   return cudaSuccess;
 }

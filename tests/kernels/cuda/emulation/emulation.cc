@@ -224,11 +224,26 @@ void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1
   });
 }
 
+namespace {
+void carry_out(const Copy& copy) {
+  if (copy.valid) {
+    std::memcpy(copy.shared, copy.global, 16);
+  } else {
+    std::memset(copy.shared, 0, 16);
+  }
+}
+}  // namespace
+
 void copy_async(void* shared, const void* global, bool valid) {
   ANNULUS_CHECK(reinterpret_cast<uintptr_t>(shared) % 16 == 0 &&
                     (!valid || reinterpret_cast<uintptr_t>(global) % 16 == 0),
                 "a copy of 16 bytes is not aligned");
-  block.current->open.push_back({shared, global, valid});
+  const Copy copy = {shared, global, valid};
+  if (block.random() % 2 == 0) {
+    carry_out(copy);
+  } else {
+    block.current->open.push_back(copy);
+  }
 }
 void commit_copies() {
   Fiber* const self = block.current;
@@ -237,13 +252,7 @@ void commit_copies() {
 void wait_copies(int later) {
   auto& batches = block.current->batches;
   while (batches.size() > static_cast<size_t>(later)) {
-    for (const Copy& copy : batches.front()) {
-      if (copy.valid) {
-        std::memcpy(copy.shared, copy.global, 16);
-      } else {
-        std::memset(copy.shared, 0, 16);
-      }
-    }
+    for (const Copy& copy : batches.front()) carry_out(copy);
     batches.pop_front();
   }
 }

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bench/gpu.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <functional>
+#include <numeric>
+#include <random>
+
+#include "kernels/attention.h"
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/matrix.h"
+#include "kernels/ops.h"
+
+namespace annulus::bench {
+namespace {
+
+using namespace kernels;  // NOLINT: all of this file is about them
+using Clock = std::chrono::steady_clock;
+
+// Values repeat after a prime number of draws: drawing all would take longer than measuring.
+std::vector<bf16> random_bf16(size_t count) {
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  std::vector<bf16> draws(65537), out(count);
+  for (bf16& x : draws) x = to_bf16(normal(random));
+  for (size_t i = 0; i < count; ++i) out[i] = draws[i % draws.size()];
+  return out;
+}
+
+class Bench {
+ public:
+  Bench(CudaQueue& queue, const GpuBenchOptions& options) : queue_(queue), options_(options) {}
+
+  // Milliseconds of one run: the queue gets enough of them for the launches not to count, at least
+  // 20 ms' worth or `most`.
+  double time(const std::function<void()>& run, int most = 50) {
+    const auto span = [&](int count) {
+      const auto start = Clock::now();
+      for (int i = 0; i < count; ++i) run();
+      queue_.finish(Clock::now() + std::chrono::seconds(60));
+      return std::chrono::duration<double, std::milli>(Clock::now() - start).count() / count;
+    };
+    span(1);  // algorithms are chosen, scratch grows
+    const int count = std::clamp(static_cast<int>(20 / std::max(span(1), 1e-3)), 1, most);
+    std::vector<double> ms;
+    for (int i = 0; i < options_.repeats; ++i) ms.push_back(span(count));
+    std::nth_element(ms.begin(), ms.begin() + options_.repeats / 2, ms.end());
+    return ms[static_cast<size_t>(options_.repeats / 2)];
+  }
+
+  template <class T>
+  CudaMemory to_device(const std::vector<T>& values) {
+    const auto bytes = static_cast<int64_t>(values.size() * sizeof(T));
+    CudaMemory memory(bytes);
+    queue_.write(memory.data(), values.data(), bytes);
+    queue_.finish(Clock::now() + std::chrono::seconds(60));
+    return memory;
+  }
+
+  int64_t scaled(int64_t size, int64_t least) const {
+    return std::max(least, size / options_.scale);
+  }
+
+  void copy() {
+    const int64_t bytes = scaled(int64_t{1} << 30, 1 << 16);
+    const CudaMemory from(bytes), to(bytes);
+    queue_.fill(from.data(), std::byte{1}, bytes);
+    const double ms = time([&] { queue_.copy(to.data(), from.data(), bytes); });
+    copy_gb_s_ = 2e-6 * static_cast<double>(bytes) / ms;
+    rows.push_back({"copy within memory, read and write counted", ms, copy_gb_s_, "GB/s", 0, ""});
+  }
+
+  // x f32 as between ops, weights bf16; rounding x is part of it, some 8 % of the limit's time. Few
+  // rows read what the L2 still holds of the weights: an upper bound below 100 MB.
+  void gemm(int64_t m, int64_t n, int64_t k, bool is_limit) {
+    m = scaled(m, 1);
+    n = scaled(n, 64);
+    k = scaled(k, 64);
+    const std::vector<bf16> weights = random_bf16(static_cast<size_t>(n * k));
+    const WeightSource source = {
+        WeightFormat::kBF16, reinterpret_cast<const std::byte*>(weights.data()), n, k, 0, 2 * k};
+    const CudaMatrix w = CudaMatrix::load(queue_, {&source, 1}, Precision::kDefault);
+    std::vector<float> values(static_cast<size_t>(m * k));
+    const std::vector<bf16> draws = random_bf16(values.size());
+    std::transform(draws.begin(), draws.end(), values.begin(), [](bf16 x) { return to_float(x); });
+    const CudaMemory x = to_device(values), out(m * n * 4);
+    const double ms = time([&] {
+      matmul(queue_, matrix(reinterpret_cast<float*>(out.data()), m, n),
+             matrix(reinterpret_cast<const float*>(x.data()), m, k), w);
+    });
+    const std::string what = concat("linear layer, ", m, " x ", k, " by ", n, " x ", k);
+    if (m < 64 && !is_limit) {  // bound by reading the weights
+      const double gb_s = 1e-6 * static_cast<double>(w.bytes()) / ms;
+      rows.push_back({what, ms, gb_s, "GB/s", gb_s / copy_gb_s_, "copy"});
+      return;
+    }
+    const double tflop_s = 2e-9 * static_cast<double>(m * n * k) / ms;
+    if (is_limit) gemm_tflop_s_ = std::max(gemm_tflop_s_, tflop_s);
+    rows.push_back({what, ms, tflop_s, "TFLOP/s", is_limit ? 0 : tflop_s / gemm_tflop_s_,
+                    is_limit ? "" : "gemm"});
+  }
+
+  // n_new tokens behind n_cached of one sequence, paged as the engine's.
+  void attention(const char* model, int32_t heads, int32_t kv_heads, int32_t head_dim,
+                 int64_t n_new, int64_t n_cached, bool plain = false) {
+    n_new = scaled(n_new, 1);
+    n_cached = n_cached == 0 ? 0 : scaled(n_cached, 64);
+    const int64_t keys = n_new + n_cached;
+    const KvFormat format = {DType::kBF16, kv_heads, head_dim, 64};
+    const int64_t pages = (keys + format.page_tokens - 1) / format.page_tokens;
+    std::vector<int32_t> order(static_cast<size_t>(pages)), positions(static_cast<size_t>(keys));
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), std::mt19937(1));
+    std::iota(positions.begin(), positions.end(), 0);
+    const int64_t width = int64_t{heads} * head_dim;
+    const CudaMemory q = to_device(random_bf16(static_cast<size_t>(n_new * width)));
+    const CudaMemory kv =
+        to_device(random_bf16(static_cast<size_t>(pages * format.page_bytes() / 2)));
+    const CudaMemory table = to_device(order), at = to_device(positions);
+    const CudaMemory o(n_new * width * 4), lse(n_new * heads * 4);
+    const Partial acc = {reinterpret_cast<float*>(o.data()), reinterpret_cast<float*>(lse.data()),
+                         n_new, heads, head_dim};
+    const auto* const on_device = reinterpret_cast<const int32_t*>(at.data());
+    const Segment segment = {0,
+                             static_cast<int32_t>(n_new),
+                             on_device + n_cached,
+                             {kv.data(), reinterpret_cast<const int32_t*>(table.data()), on_device,
+                              static_cast<int32_t>(keys)}};
+    const ConstTensor queries = {q.data(), DType::kBF16, n_new, width, width};
+    const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
+    clear(queue_, acc);
+    const double ms = time(
+        [&] {
+          if (plain) {
+            attend_plain(queue_, queries, {&segment, 1}, format, scale, acc);
+          } else {
+            attend(queue_, queries, {&segment, 1}, format, scale, acc);
+          }
+        },
+        plain ? 1 : 50);
+    const std::string what =
+        concat(plain ? "plain attention, " : "attention, ", model, " (", heads, "/", kv_heads,
+               " heads of ", head_dim, "), ", n_new, " tokens behind ", n_cached);
+    if (n_new < 16) {  // bound by reading keys and values
+      const double gb_s = 1e-6 * static_cast<double>(keys * format.row_bytes()) / ms;
+      rows.push_back({what, ms, gb_s, "GB/s", gb_s / copy_gb_s_, "copy"});
+      return;
+    }
+    const double pairs = static_cast<double>(n_new) * static_cast<double>(n_cached) +
+                         0.5 * static_cast<double>(n_new) * static_cast<double>(n_new + 1);
+    const double tflop_s = 4e-9 * pairs * static_cast<double>(width) / ms;
+    rows.push_back({what, ms, tflop_s, "TFLOP/s", tflop_s / gemm_tflop_s_, "gemm"});
+  }
+
+  std::vector<GpuRow> rows;
+
+ private:
+  CudaQueue& queue_;
+  GpuBenchOptions options_;
+  double copy_gb_s_ = 1, gemm_tflop_s_ = 1e-9;
+};
+
+}  // namespace
+
+std::vector<GpuRow> measure_gpu(CudaQueue& queue, const GpuBenchOptions& options) {
+  Bench bench(queue, options);
+  bench.copy();
+  bench.gemm(8192, 8192, 8192, true);
+  bench.gemm(4096, 6144, 4096, false);  // QKV of an 8B model
+  bench.gemm(1, 6144, 4096, false);
+  bench.gemm(1, 16384, 16384, false);
+  // The ring's full tiles, prefill's triangles, decode. 405B: one rank of TP8.
+  bench.attention("405B TP8", 16, 1, 128, 8192, 32768);
+  bench.attention("405B TP8", 16, 1, 128, 16384, 0);
+  bench.attention("8B", 32, 8, 128, 8192, 0);
+  bench.attention("8B", 32, 8, 128, 2048, 0);
+  bench.attention("8B", 32, 8, 128, 2048, 0, true);
+  bench.attention("1B", 32, 8, 64, 8192, 0);
+  bench.attention("405B TP8", 16, 1, 128, 1, 1048576);
+  bench.attention("405B TP8", 16, 1, 128, 1, 131072);
+  bench.attention("8B", 32, 8, 128, 1, 131072);
+  bench.attention("8B", 32, 8, 128, 1, 8192);
+  return std::move(bench.rows);
+}
+
+std::string table_of(const std::vector<GpuRow>& rows) {
+  std::string out;
+  char line[256];
+  for (const GpuRow& row : rows) {
+    std::snprintf(line, sizeof(line), "%-78s %10.3f ms %9.1f %-7s", row.what.c_str(), row.ms,
+                  row.rate, row.unit);
+    out += line;
+    if (row.limit[0] != '\0') {
+      std::snprintf(line, sizeof(line), " %3.0f %% of %s", 100 * row.of_limit, row.limit);
+      out += line;
+    }
+    out += '\n';
+  }
+  return out;
+}
+
+std::string json_of(const std::vector<GpuRow>& rows) {
+  std::string out = "[";
+  char line[384];
+  for (const GpuRow& row : rows) {
+    std::snprintf(line, sizeof(line),
+                  "%s\n  {\"what\": \"%s\", \"ms\": %.6g, \"rate\": %.6g, \"unit\": \"%s\", "
+                  "\"of_limit\": %.4g, \"limit\": \"%s\"}",
+                  out.size() == 1 ? "" : ",", row.what.c_str(), row.ms, row.rate, row.unit,
+                  row.of_limit, row.limit);
+    out += line;
+  }
+  return out + "\n]\n";
+}
+
+}  // namespace annulus::bench

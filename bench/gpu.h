@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a GPU reaches with our ops: memory, linear layers and attention, each beside the limit that
+// the same run measured. Needs nothing but the CUDA libraries and driver.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/queue.h"
+
+namespace annulus::bench {
+
+struct GpuRow {
+  std::string what;
+  double ms = 0;           // median of the repeats
+  double rate = 0;         // TFLOP/s or GB/s
+  const char* unit = "";   // of the rate
+  double of_limit = 0;     // rate / the limit below
+  const char* limit = "";  // "copy", "gemm"; empty: this row is a limit
+};
+
+struct GpuBenchOptions {
+  int repeats = 7;
+  int32_t scale = 1;  // sizes are divided by it: for a first look, and for the emulated GPU
+};
+
+// Rows in the order they were measured; the queue's matmul uses what queue.use() gave it.
+std::vector<GpuRow> measure_gpu(kernels::CudaQueue& queue, const GpuBenchOptions& options);
+
+std::string table_of(const std::vector<GpuRow>& rows);
+std::string json_of(const std::vector<GpuRow>& rows);  // an array of objects
+
+}  // namespace annulus::bench

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+// annulus-gpu-bench: measure_gpu() as a program that runs where there are only CUDA's libraries.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <exception>
+#include <fstream>
+#include <string>
+
+#include "bench/gpu.h"
+#include "kernels/cuda/cublaslt_api.h"
+
+int main(int argc, char** argv) {
+  using namespace annulus;
+  CLI::App app(
+      "Measures memory, linear layers and attention of a GPU with the engine's ops, each beside "
+      "the "
+      "limit measured in the same run.\n\n  annulus-gpu-bench\n  annulus-gpu-bench --json "
+      "gpu-bench.json --repeats 15");
+  int gpu = 0;
+  std::string json;
+  bench::GpuBenchOptions options;
+  app.add_option("--gpu", gpu, "number of the GPU")->capture_default_str();
+  app.add_option("--repeats", options.repeats, "runs a figure is the median of")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  app.add_option("--scale", options.scale, "divide the sizes by this, for a first look")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--json", json, "write the rows to this file too");
+  CLI11_PARSE(app, argc, argv);
+  try {
+    const auto device = kernels::find_cuda_device(gpu);
+    if (!device.ok()) {
+      std::fprintf(stderr, "annulus-gpu-bench: %s\n",
+                   std::string(device.status().message()).c_str());
+      return 2;
+    }
+    kernels::CudaQueue queue(gpu);
+    const auto cublas = kernels::load_cublaslt();
+    if (cublas.ok()) queue.use(**cublas);
+    std::printf(
+        "%s, %d multiprocessors; linear layers by %s\n", device->name.c_str(),
+        queue.multiprocessors(),
+        cublas.ok() ? "cuBLASLt" : "our own kernel, which is no limit (cuBLASLt is not here)");
+    const auto rows = bench::measure_gpu(queue, options);
+    std::fputs(bench::table_of(rows).c_str(), stdout);
+    if (!json.empty() && !(std::ofstream(json) << bench::json_of(rows)).flush()) {
+      std::fprintf(stderr, "annulus-gpu-bench: %s cannot be written\n", json.c_str());
+      return 2;
+    }
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "annulus-gpu-bench: %s\n", error.what());
+    return 1;
+  }
+  return 0;
+}
