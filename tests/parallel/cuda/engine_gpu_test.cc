@@ -28,11 +28,7 @@ TEST_P(EngineOnAGpu, AnswersAsOneRankOnACpu) {
   if (cublas) queue->use(**library);
   const auto world = NcclWorld::create(kNone, {}, 0, 1).value();
   ASSERT_TRUE(world->connect(std::vector{world->address()}).ok());
-  auto weights = std::make_shared<const LlamaWeights<CudaQueue>>(
-      load_weights(*queue, *problem.checkpoint, 0, 1, precision).value());
-  rank = Rank::create(problem.checkpoint->config(), weights, std::move(queue), world->groups(), {},
-                      0, 1, problem.options())
-             .value();
+  rank = problem.rank_on(std::move(queue), world->groups(), {}, 0);
   rank->measure();
   Answers answers(problem.of_cpu.size());
   problem.run(*rank, {}, 0, Variant::kPassKv,

@@ -35,12 +35,8 @@ struct EngineProblem {
     annulus::testing::write_gguf(model, path);
     checkpoint = std::make_unique<Checkpoint>(Checkpoint::open(path).value());
     ThreadWorld world{Topology{}};
-    auto queue = std::make_unique<kernels::CpuQueue>(1, kernels::CpuIsa::kPortable);
-    auto weights = std::make_shared<const LlamaWeights<kernels::CpuQueue>>(
-        load_weights(*queue, *checkpoint, 0, 1, precision).value());
-    const auto rank = Rank::create(checkpoint->config(), weights, std::move(queue), world.groups(0),
-                                   {}, 0, 1, options())
-                          .value();
+    const auto rank = rank_on(std::make_unique<kernels::CpuQueue>(1, kernels::CpuIsa::kPortable),
+                              world.groups(0), {}, 0);
     for (const StepPlan& plan : engine_script(1, Variant::kPassKv)) {
       of_cpu.push_back(rank->apply(plan, soon()).value().wanted);
     }
@@ -51,6 +47,17 @@ struct EngineProblem {
     out.kv_capacity_rows = 512;
     out.page_tokens = 8;
     return out;
+  }
+  // The rank on the queue's device.
+  template <class Queue>
+  std::unique_ptr<Rank> rank_on(std::unique_ptr<Queue> queue, Groups<Queue> groups,
+                                Topology topology, int32_t world_rank) const {
+    auto weights = std::make_shared<const LlamaWeights<Queue>>(
+        load_weights(*queue, *checkpoint, topology.tp_rank(world_rank), topology.tp, precision)
+            .value());
+    return Rank::create(checkpoint->config(), std::move(weights), std::move(queue), groups,
+                        topology, world_rank, 1, options())
+        .value();
   }
   static std::chrono::steady_clock::time_point soon() {
     return std::chrono::steady_clock::now() + std::chrono::seconds(60);

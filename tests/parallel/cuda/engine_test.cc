@@ -33,14 +33,7 @@ TEST_P(CudaEngine, AnswersAsOneRankOnACpu) {
     addresses[static_cast<size_t>(me)] = world->address();
     all.arrive_and_wait();
     ASSERT_TRUE(world->connect(addresses).ok());
-    auto queue = std::make_unique<CudaQueue>(0);
-    auto weights = std::make_shared<const LlamaWeights<CudaQueue>>(
-        load_weights(*queue, *problem.checkpoint, topology.tp_rank(me), topology.tp,
-                     problem.precision)
-            .value());
-    rank = Rank::create(problem.checkpoint->config(), weights, std::move(queue), world->groups(),
-                        topology, me, 1, problem.options())
-               .value();
+    rank = problem.rank_on(std::make_unique<CudaQueue>(0), world->groups(), topology, me);
     problem.run(*rank, topology, me, variant, [&](size_t step, const auto& wanted) {
       const std::lock_guard lock(mutex);
       answers[step].insert(answers[step].end(), wanted.begin(), wanted.end());

@@ -58,13 +58,7 @@ int run_rank(const EngineProblem& problem, Topology topology, Variant variant, i
     std::fprintf(stderr, "rank %d: %s\n", me, joined.ToString().c_str());
     return 1;
   }
-  auto weights = std::make_shared<const LlamaWeights<CudaQueue>>(
-      load_weights(*queue, *problem.checkpoint, topology.tp_rank(me), topology.tp,
-                   problem.precision)
-          .value());
-  rank = Rank::create(problem.checkpoint->config(), weights, std::move(queue), world->groups(),
-                      topology, me, 1, problem.options())
-             .value();
+  rank = problem.rank_on(std::move(queue), world->groups(), topology, me);
   rank->measure();
   std::ofstream out(file, std::ios::binary);
   problem.run(*rank, topology, me, variant, [&](size_t, const auto& wanted) {

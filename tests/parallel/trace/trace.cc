@@ -25,7 +25,7 @@ std::string worded(const TraceCall& call) {
   };
   std::string text =
       kernels::concat(kinds[index(static_cast<int64_t>(call.kind))], " '", call.op.what, "' in ",
-                      call.group->name, ", step ", call.op.step, " layer ", call.op.layer,
+                      name(call.group->id), ", step ", call.op.step, " layer ", call.op.layer,
                       " sequence ", call.op.sequence, " hop ", call.op.hop, ", sends ");
   text += list(call.send) + ", receives " + list(call.receive);
   if (call.kind == Kind::kExchange) {

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "parallel/comm_ids.h"
 #include "parallel/communicator.h"
 #include "tests/parallel/trace/virtual_queue.h"
 
@@ -16,7 +17,7 @@ namespace annulus::parallel {
 
 // A group: its members' world ranks in group order.
 struct TraceGroup {
-  std::string name;
+  GroupId id;
   std::vector<int32_t> members;
 };
 

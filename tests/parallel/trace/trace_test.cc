@@ -6,7 +6,6 @@
 #include <gtest/gtest.h>
 
 #include <memory>
-#include <numeric>
 
 #include "parallel/model/llama_inl.h"
 #include "parallel/rank_inl.h"
@@ -61,36 +60,27 @@ struct Traced {
 Traced trace(Topology topology, const std::vector<StepPlan>& script,
              int64_t workspace_limit_bytes = RankOptions{}.workspace_limit_bytes) {
   Traced out;
-  const auto group = [&](const std::string& name, std::vector<int32_t> members) {
-    out.groups.push_back(std::make_unique<TraceGroup>(TraceGroup{name, std::move(members)}));
-    return out.groups.back().get();
+  // One object a group, whichever rank asks.
+  const auto group = [&](GroupId id, int32_t of) -> const TraceGroup& {
+    std::vector<int32_t> members = group_members(topology, id, of);
+    for (const auto& known : out.groups) {
+      if (known->id == id && known->members == members) return *known;
+    }
+    out.groups.push_back(std::make_unique<TraceGroup>(TraceGroup{id, std::move(members)}));
+    return *out.groups.back();
   };
-  std::vector<int32_t> everyone(static_cast<size_t>(topology.world()));
-  std::iota(everyone.begin(), everyone.end(), 0);
-  const TraceGroup* world = group("world", everyone);
-  std::vector<const TraceGroup*> tp, cp;
-  for (int32_t c = 0; c < topology.cp; ++c) {
-    std::vector<int32_t> members;
-    for (int32_t t = 0; t < topology.tp; ++t) members.push_back(topology.world_rank(t, c));
-    tp.push_back(group("tp" + std::to_string(c), std::move(members)));
-  }
-  for (int32_t t = 0; t < topology.tp; ++t) {
-    std::vector<int32_t> members;
-    for (int32_t c = 0; c < topology.cp; ++c) members.push_back(topology.world_rank(t, c));
-    cp.push_back(group("cp" + std::to_string(t), std::move(members)));
-  }
-  out.traces.resize(everyone.size());
+  out.traces.resize(static_cast<size_t>(topology.world()));
   const LlamaConfig config = small_config();
   const auto weights = weights_of(config, topology.tp);
   RankOptions options;
   options.kv_capacity_rows = 4096;
   options.page_tokens = 8;
   options.workspace_limit_bytes = workspace_limit_bytes;
-  for (const int32_t me : everyone) {
+  for (int32_t me = 0; me < topology.world(); ++me) {
     Trace& calls = out.traces[static_cast<size_t>(me)];
-    TraceComm of_tp(*tp[static_cast<size_t>(topology.cp_rank(me))], topology.tp_rank(me), calls);
-    TraceComm of_cp(*cp[static_cast<size_t>(topology.tp_rank(me))], topology.cp_rank(me), calls);
-    TraceComm of_world(*world, me, calls);
+    TraceComm of_tp(group(GroupId::kTp, me), topology.tp_rank(me), calls);
+    TraceComm of_cp(group(GroupId::kCp, me), topology.cp_rank(me), calls);
+    TraceComm of_world(group(GroupId::kWorld, me), me, calls);
     const auto rank =
         Rank::create(config, weights, std::make_unique<VirtualQueue>(),
                      Groups<VirtualQueue>{&of_tp, &of_cp, &of_world}, topology, me, 1, options)
