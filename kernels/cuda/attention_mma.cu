@@ -11,10 +11,9 @@
 // Tiles: K and V by cp.async into two stages of kKeys keys, swizzled rows of shared memory; where
 //   the keys of the tile after the next lie is looked up meanwhile. Scores 32 keys at a time, so
 //   that they, O and a piece of Q fit into 255 registers.
-// Numerics: exponentials to base 2; probabilities bf16 in the second product only. Sums, of P and
-// of
-//   P V, begin at zero every 32 keys and are added to those of up to kFlushKeys keys, which go into
-//   acc: rounding grows with these few steps and not with keys.
+// Numerics: exponentials to base 2; probabilities bf16 in the second product only. The sums of P
+//   and of P V begin at zero every 32 keys, are added to those of up to kFlushKeys keys, and these
+//   go into acc: rounding grows with these few steps and not with keys.
 // Limits: head_dim 64 and 128; 2^31 blocks. Not yet: wgmma and TMA.
 #include <algorithm>
 #include <vector>
@@ -88,12 +87,9 @@ __global__ void __launch_bounds__(kWarp) find_bounds(const Work* work, int count
   const int32_t key = (at - mine.first_bound) * kBoundKeys + static_cast<int>(threadIdx.x);
   // Keys that are not there are nobody's: they widen neither bound.
   const bool there = key < mine.segment.kv.count;
-  int32_t least = there ? mine.segment.kv.positions[key] : kPaddingKeyPos;
-  int32_t most = there ? least : kPaddingQueryPos;
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    least = min(least, __shfl_xor_sync(device::kAllLanes, least, step));
-    most = max(most, __shfl_xor_sync(device::kAllLanes, most, step));
-  }
+  const int32_t position = there ? mine.segment.kv.positions[key] : 0;
+  const int32_t least = device::warp_min(there ? position : kPaddingKeyPos);
+  const int32_t most = device::warp_max(there ? position : kPaddingQueryPos);
   if (threadIdx.x == 0) bounds[at] = {least, most};
 }
 
@@ -141,10 +137,8 @@ __global__ void __launch_bounds__(S::kThreads)
     if (first_row + i < rows) earliest = min(earliest, q_positions[i]);
     latest = max(latest, q_positions[i]);
   }
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    earliest = min(earliest, __shfl_xor_sync(device::kAllLanes, earliest, step));
-    latest = max(latest, __shfl_xor_sync(device::kAllLanes, latest, step));
-  }
+  earliest = device::warp_min(earliest);
+  latest = device::warp_max(latest);
 
   // Tiles of this split, and the next of them that some row sees; all threads alike.
   const int tiles = (segment.kv.count + kKeys - 1) / kKeys;
@@ -161,9 +155,7 @@ __global__ void __launch_bounds__(S::kThreads)
           if (of_segment[p].least <= latest) found = tile + lane;
         }
       }
-      for (int step = kWarp / 2; step > 0; step /= 2) {
-        found = min(found, __shfl_xor_sync(device::kAllLanes, found, step));
-      }
+      found = device::warp_min(found);
       if (found < end) return found;
     }
     return end;

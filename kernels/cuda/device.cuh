@@ -33,6 +33,15 @@ __device__ inline float warp_sum(float x) {
   return x;
 }
 
+__device__ inline int32_t warp_min(int32_t x) {
+  for (int step = kWarp / 2; step > 0; step /= 2) x = min(x, __shfl_xor_sync(kAllLanes, x, step));
+  return x;
+}
+__device__ inline int32_t warp_max(int32_t x) {
+  for (int step = kWarp / 2; step > 0; step /= 2) x = max(x, __shfl_xor_sync(kAllLanes, x, step));
+  return x;
+}
+
 // Every thread of a block of kBlock gets the sum. May be called again after a __syncthreads().
 __device__ inline float block_sum(float x) {
   __shared__ float sums[kBlock / kWarp];

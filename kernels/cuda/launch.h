@@ -30,12 +30,12 @@ void allow_memory(void (*kernel)(Parameters...), int bytes) {
 }
 
 // Enqueues kernel(arguments...) on the stream: grid and block in blocks and threads, with `bytes`
-// of device::launch_memory() a block. An empty grid is nothing to do.
+// of device::launch_memory() a block, which allow_memory() has allowed. An empty grid is nothing to
+// do.
 template <class... Parameters, class... Arguments>
 void launch_with_memory(cudaStream_t stream, dim3 grid, dim3 block, int bytes,
                         void (*kernel)(Parameters...), Arguments&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  allow_memory(kernel, bytes);
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
