@@ -44,8 +44,8 @@ struct WeightSource {
   WeightFormat format = WeightFormat::kF32;
   const std::byte* data = nullptr;
   int64_t rows = 0, cols = 0, first_col = 0, row_stride_bytes = 0;
-  const std::byte* row_scales =
-      nullptr;  // F8: a float a row, which its weights are times; unaligned
+  // F8: a float a row, which its weights are times; may be unaligned. Null: none.
+  const std::byte* row_scales = nullptr;
 
   WeightSource slice_rows(int64_t first, int64_t count) const {
     WeightSource s = *this;

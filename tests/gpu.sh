@@ -33,7 +33,8 @@ case "${1:-}" in
   --from) packed=${2:?--from needs a folder}; shift 2 ;;
 esac
 stages=("$@")
-[ "${#stages[@]}" -gt 0 ] || stages=(versions sanitizer kernels engine nccl numbers)
+all="versions sanitizer kernels engine nccl numbers"
+[ "${#stages[@]}" -gt 0 ] || read -ra stages <<<"$all"
 
 # run_binary PATH ARGUMENT...: from the build, or with the packed loader and libraries.
 command_of() {
@@ -76,17 +77,15 @@ limit_of() { case "$1" in versions) echo 60 ;; sanitizer) echo 400 ;; *) echo 20
 for binary in $kernels $engine $nccl $bench; do
   [ "$packed" ] || [ -x "$build/$binary" ] || { "$root/deploy/build" -DANNULUS_TESTS=ON -DANNULUS_CUDA=ON || exit 2; }
 done
-export -f versions sanitizer kernels engine nccl numbers command_of
-export build packed json
+# shellcheck disable=SC2086
+export -f $all command_of
+export build packed json kernels engine nccl bench
 table=() entries=() worst=0
 for stage in "${stages[@]}"; do
-  case "$stage" in
-    versions | sanitizer | kernels | engine | nccl | numbers) ;;
-    *) echo "no stage \"$stage\": versions sanitizer kernels engine nccl numbers"; exit 2 ;;
-  esac
+  case " $all " in *" $stage "*) ;; *) echo "no stage \"$stage\": $all"; exit 2 ;; esac
   printf '\n==== %s\n' "$stage"
   began=$SECONDS
-  kernels=$kernels engine=$engine nccl=$nccl bench=$bench timeout -k 5 "$(limit_of "$stage")" bash -c "$stage" 2>&1 | tee "/tmp/gpu-stage.$$"
+  timeout -k 5 "$(limit_of "$stage")" bash -c "$stage" 2>&1 | tee "/tmp/gpu-stage.$$"
   rc=${PIPESTATUS[0]}
   grep -q SKIPPED "/tmp/gpu-stage.$$" && [ "$rc" = 0 ] && rc=skipped
   text=$(tail -c 4000 "/tmp/gpu-stage.$$" | python3 -c 'import json,sys; print(json.dumps(sys.stdin.read()))' 2>/dev/null || echo '""')

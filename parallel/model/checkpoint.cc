@@ -112,8 +112,7 @@ class Resolver {
     if (!tensor.format) {
       status_ = absl::InvalidArgumentError(absl::StrCat(
           label_, ": tensor ", quote_name(name), " is ", tensor.type,
-          ", which is not supported (F32, F16, BF16, F8_E4M3, Q8_0, Q4_0, Q4_1 and Q6_K "
-          "are); "
+          ", which is not supported (F32, F16, BF16, F8_E4M3, Q8_0, Q4_0, Q4_1 and Q6_K are); "
           "quantise the model to one of these, for example Q8_0"));
       return {};
     }

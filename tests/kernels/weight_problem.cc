@@ -35,7 +35,7 @@ void append(std::vector<std::byte>& bytes, T value) {
 }  // namespace
 
 const char* name(WeightFormat format) {
-  constexpr const char* kNames[] = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q6_K"};
+  constexpr const char* kNames[] = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q6_K", "F8E4M3"};
   return kNames[static_cast<int>(format)];
 }
 

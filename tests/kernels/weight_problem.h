@@ -14,7 +14,7 @@ namespace annulus::kernels {
 
 inline constexpr WeightFormat kAllFormats[] = {
     WeightFormat::kF32,  WeightFormat::kF16,  WeightFormat::kBF16, WeightFormat::kQ8_0,
-    WeightFormat::kQ4_0, WeightFormat::kQ4_1, WeightFormat::kQ6_K};
+    WeightFormat::kQ4_0, WeightFormat::kQ4_1, WeightFormat::kQ6_K, WeightFormat::kF8E4M3};
 
 const char* name(WeightFormat format);
 
