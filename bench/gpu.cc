@@ -46,6 +46,7 @@ class Bench {
     span(1);  // algorithms are chosen, scratch grows
     const int count = std::clamp(static_cast<int>(20 / std::max(span(1), 1e-3)), 1, most);
     std::vector<double> ms;
+    ms.reserve(static_cast<size_t>(options_.repeats));
     for (int i = 0; i < options_.repeats; ++i) ms.push_back(span(count));
     std::nth_element(ms.begin(), ms.begin() + options_.repeats / 2, ms.end());
     return ms[static_cast<size_t>(options_.repeats / 2)];

@@ -9,8 +9,10 @@
 #include "bench/gpu.h"
 #include "kernels/cuda/cublaslt_api.h"
 
-int main(int argc, char** argv) {
-  using namespace annulus;
+namespace annulus {
+namespace {
+
+int run(int argc, char** argv) {
   CLI::App app(
       "Measures memory, linear layers and attention of a GPU with the engine's ops, each beside "
       "the "
@@ -28,29 +30,35 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 1024));
   app.add_option("--json", json, "write the rows to this file too");
   CLI11_PARSE(app, argc, argv);
+  const auto device = kernels::find_cuda_device(gpu);
+  if (!device.ok()) {
+    std::fprintf(stderr, "annulus-gpu-bench: %s\n", std::string(device.status().message()).c_str());
+    return 2;
+  }
+  kernels::CudaQueue queue(gpu);
+  const auto cublas = kernels::load_cublaslt();
+  if (cublas.ok()) queue.use(**cublas);
+  std::printf(
+      "%s, %d multiprocessors; linear layers by %s\n", device->name.c_str(),
+      queue.multiprocessors(),
+      cublas.ok() ? "cuBLASLt" : "our own kernel, which is no limit (cuBLASLt is not here)");
+  const auto rows = bench::measure_gpu(queue, options);
+  std::fputs(bench::table_of(rows).c_str(), stdout);
+  if (!json.empty() && !(std::ofstream(json) << bench::json_of(rows)).flush()) {
+    std::fprintf(stderr, "annulus-gpu-bench: %s cannot be written\n", json.c_str());
+    return 2;
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace annulus
+
+int main(int argc, char** argv) {
   try {
-    const auto device = kernels::find_cuda_device(gpu);
-    if (!device.ok()) {
-      std::fprintf(stderr, "annulus-gpu-bench: %s\n",
-                   std::string(device.status().message()).c_str());
-      return 2;
-    }
-    kernels::CudaQueue queue(gpu);
-    const auto cublas = kernels::load_cublaslt();
-    if (cublas.ok()) queue.use(**cublas);
-    std::printf(
-        "%s, %d multiprocessors; linear layers by %s\n", device->name.c_str(),
-        queue.multiprocessors(),
-        cublas.ok() ? "cuBLASLt" : "our own kernel, which is no limit (cuBLASLt is not here)");
-    const auto rows = bench::measure_gpu(queue, options);
-    std::fputs(bench::table_of(rows).c_str(), stdout);
-    if (!json.empty() && !(std::ofstream(json) << bench::json_of(rows)).flush()) {
-      std::fprintf(stderr, "annulus-gpu-bench: %s cannot be written\n", json.c_str());
-      return 2;
-    }
+    return annulus::run(argc, argv);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "annulus-gpu-bench: %s\n", error.what());
     return 1;
   }
-  return 0;
 }

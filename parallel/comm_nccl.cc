@@ -87,7 +87,7 @@ struct State {
       // As one group: an abort frees memory, which waits for the other groups' kernels, which end
       // only when they are aborted too.
       api.group_start();
-      for (const NcclComm comm : comms) api.comm_abort(comm);
+      for (NcclComm comm : comms) api.comm_abort(comm);
       api.group_end();
       comms.clear();
       done.set_value();
@@ -113,7 +113,7 @@ class NcclGroup final : public Communicator<CudaQueue> {
     }
   }
   ~NcclGroup() override {
-    for (const cudaEvent_t event : events_) cudaEventDestroy(event);
+    for (cudaEvent_t event : events_) cudaEventDestroy(event);
   }
 
   // Collective over the group.

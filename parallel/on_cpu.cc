@@ -5,7 +5,7 @@
 
 namespace annulus::parallel {
 
-using kernels::CpuQueue;
+using kernels::CpuQueue;  // NOLINT(misc-unused-using-decls): instantiations use it
 
 template class KvStore<CpuQueue>;
 template LinkMeasure measure_link(Communicator<CpuQueue>&, CpuQueue&, int64_t);

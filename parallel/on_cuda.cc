@@ -8,7 +8,7 @@
 
 namespace annulus::parallel {
 
-using kernels::CudaQueue;
+using kernels::CudaQueue;  // NOLINT(misc-unused-using-decls): instantiations use it
 
 template absl::StatusOr<LlamaWeights<CudaQueue>> load_weights(CudaQueue&, const Checkpoint&, int,
                                                               int, kernels::Precision,

@@ -38,7 +38,7 @@ Gemm::~Gemm() {
 
 void Gemm::drop_plans() {
   for (const auto& [shape, plan] : plans_) {
-    for (const CublasLayout layout : {plan.w, plan.x, plan.out}) api_.layout_destroy(layout);
+    for (CublasLayout layout : {plan.w, plan.x, plan.out}) api_.layout_destroy(layout);
     api_.desc_destroy(plan.desc);
   }
   plans_.clear();

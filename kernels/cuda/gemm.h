@@ -32,7 +32,7 @@ class Gemm {
     DType type;
     int64_t m, n, k, x_stride, w_stride, out_stride;
     uint32_t x_alignment, w_alignment, out_alignment;
-    auto operator<=>(const Shape&) const = default;
+    auto operator<=>(const Shape&) const = default;  // NOLINT(modernize-use-nullptr): <=> 0
   };
   struct Plan {
     CublasDesc desc = nullptr;

@@ -6,7 +6,7 @@
 
 namespace annulus::parallel {
 
-using kernels::CpuQueue;
+using kernels::CpuQueue;  // NOLINT(misc-unused-using-decls): instantiations use it
 
 template absl::StatusOr<LlamaWeights<CpuQueue>> load_weights(CpuQueue&, const Checkpoint&, int, int,
                                                              kernels::Precision,

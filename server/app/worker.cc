@@ -265,7 +265,7 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
       assignment.world_rank() >= topology.world()) {
     return absl::InvalidArgumentError("the assignment names no rank of its layout");
   }
-  if (const absl::Status ready = device_.ready_for(topology); !ready.ok()) return ready;
+  if (absl::Status ready = device_.ready_for(topology); !ready.ok()) return ready;
   const kernels::Precision precision =
       assignment.precision() == "fp32" ? kernels::Precision::kF32 : kernels::Precision::kDefault;
   const int32_t tp_rank = topology.tp_rank(assignment.world_rank());
@@ -283,15 +283,15 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
     held_ = {};
     const Clock::time_point began = Clock::now();
     Clock::time_point told = began;
-    const absl::Status loaded = device_.load(
-        checkpoint_, tp_rank, topology.tp, precision, [&](int64_t done, int64_t total) {
-          if (Clock::now() - told < kHeartbeat) return;
-          told = Clock::now();
-          v1::WorkerMessage message;
-          message.mutable_load_progress()->set_done_bytes(done);
-          message.mutable_load_progress()->set_total_bytes(total);
-          client_.write(std::move(message));
-        });
+    absl::Status loaded = device_.load(checkpoint_, tp_rank, topology.tp, precision,
+                                       [&](int64_t done, int64_t total) {
+                                         if (Clock::now() - told < kHeartbeat) return;
+                                         told = Clock::now();
+                                         v1::WorkerMessage message;
+                                         message.mutable_load_progress()->set_done_bytes(done);
+                                         message.mutable_load_progress()->set_total_bytes(total);
+                                         client_.write(std::move(message));
+                                       });
     if (!loaded.ok()) return loaded;
     held_ = {.world_rank = assignment.world_rank(),
              .tp = topology.tp,
