@@ -15,9 +15,8 @@ namespace {
 int run(int argc, char** argv) {
   CLI::App app(
       "Measures memory, linear layers and attention of a GPU with the engine's ops, each beside "
-      "the "
-      "limit measured in the same run.\n\n  annulus-gpu-bench\n  annulus-gpu-bench --json "
-      "gpu-bench.json --repeats 15");
+      "the limit measured in the same run.\n\n  annulus-gpu-bench\n"
+      "  annulus-gpu-bench --json gpu-bench.json --repeats 15");
   int gpu = 0;
   std::string json;
   bench::GpuBenchOptions options;

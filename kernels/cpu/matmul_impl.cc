@@ -98,19 +98,21 @@ ANNULUS_INLINE void finish(const MatmulTile& tile, const Place& at,
   }
 }
 
-// Asks for the weights a little ahead of w, a block in each panel: decoding keeps so many
-// instructions in flight that few loads reach memory early, and the panels end before prefetchers
-// get going. Near its end a panel goes on with the one that the next tile reads in its place.
-template <class Reader, int kPanels>
-ANNULUS_INLINE void prefetch(const MatmulTile& tile, const char* end, const char* const* w) {
-  constexpr int64_t kAhead = 4096;
-  const int64_t ahead =
-      kAhead + (end - w[0] > kAhead ? 0 : (kPanels - 1) * tile.panel_stride_bytes);
+// Asks for the weights kAhead bytes from w, the block of each panel at input k. Near its end a
+// panel goes on with the one that the next tile reads in its place.
+template <class Reader, int kPanels, int64_t kAhead>
+ANNULUS_INLINE void prefetch(const MatmulTile& tile, int64_t k, const char* const* w) {
+  const bool ends = (tile.k - k) / Reader::kBlock * Reader::kBlockBytes <= kAhead;
+  const int64_t ahead = kAhead + (ends ? (kPanels - 1) * tile.panel_stride_bytes : 0);
 #pragma GCC unroll 4
   for (int p = 0; p < kPanels; ++p)
 #pragma GCC unroll 32
     for (int64_t i = 0; i < Reader::kBlockBytes; i += 64) __builtin_prefetch(w[p] + ahead + i);
 }
+
+// Decoding blocks keeps so many instructions in flight that few loads reach memory early, and their
+// panels end before the hardware's streams get going: they are asked for this far ahead.
+constexpr int64_t kAheadOfBlocks = 4096;
 
 template <class Reader, int kRows, int kVecs>
 void multiply_f32(const MatmulTile& tile, const Place& at) {
@@ -119,15 +121,12 @@ void multiply_f32(const MatmulTile& tile, const Place& at) {
   const auto* x = static_cast<const float*>(tile.x);
   const char* w[(kVecs + 1) / 2];
   for (int p = 0; p < (kVecs + 1) / 2; ++p) w[p] = at.w + p * tile.panel_stride_bytes;
-  const char* end = at.w + tile.k / Reader::kBlock * Reader::kBlockBytes;
   const int half = kVecs == 1 ? at.first_half : 0;
   for (int64_t k = 0; k < tile.k; k += Reader::kBlock) {
     // Half a panel at a time skips every other line, which prefetchers follow badly.
-    if constexpr (kVecs == 1 && Reader::kBlockBytes == 128) {
-      __builtin_prefetch(w[0] + 2048);
-      __builtin_prefetch(w[0] + 2048 + 64);
-    }
-    if constexpr (kVecs > 1 && Reader::kBlock == 32) prefetch<Reader, kVecs / 2>(tile, end, w);
+    if constexpr (kVecs == 1 && Reader::kBlockBytes == 128) prefetch<Reader, 1, 2048>(tile, k, w);
+    if constexpr (kVecs > 1 && Reader::kBlock == 32)
+      prefetch<Reader, kVecs / 2, kAheadOfBlocks>(tile, k, w);
     typename Reader::Scales scales[kVecs];
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) scales[v] = Reader::scales(w[v / 2], half + v % 2);
@@ -189,7 +188,6 @@ void multiply_dot(const MatmulTile& tile, const Place& at) {
   const float* x_sums = tile.x_sums;
   const char* w[kVecs / 2];
   for (int p = 0; p < kVecs / 2; ++p) w[p] = at.w + p * tile.panel_stride_bytes;
-  const char* end = at.w + tile.k / Reader::kBlock * Reader::kBlockBytes;
   // Totals of large scaled tiles do not fit into registers beside the sums of a block.
   alignas(64) float total[kRows * kVecs * kLanes];
   constexpr bool kSpill = Reader::kScaled && kRows * kVecs > 14;
@@ -200,7 +198,8 @@ void multiply_dot(const MatmulTile& tile, const Place& at) {
     if constexpr (!Reader::kScaled) {
       dot_block<Reader, kRows, kVecs>(w, x, acc);
     } else {
-      if constexpr (kVecs == 4) prefetch<Reader, kVecs / 2>(tile, end, w);
+      // Tiles of 2 vectors serve prompts too, whose later rows find the weights in a cache.
+      if constexpr (kVecs == 4) prefetch<Reader, 2, kAheadOfBlocks>(tile, k, w);
       Vec sum[kRows][kVecs];
       for_tile<kRows, kVecs>([&](int r, int v) ANNULUS_LAMBDA { sum[r][v] = zero(); });
       dot_block<Reader, kRows, kVecs>(w, x, sum);
