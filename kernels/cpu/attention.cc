@@ -19,7 +19,7 @@ namespace {
 
 constexpr int32_t kMaxHeadDim = 256;
 constexpr int32_t kTileKeys = 64;       // splits fall on tile edges
-constexpr int32_t kFewSplitKeys = 256;  // 200 KiB of bf16 at 3 KV heads of 64: about 10 us
+constexpr int32_t kFewSplitKeys = 512;  // 400 KiB of bf16 at 3 KV heads of 64: about 20 us
 constexpr int32_t kFewSplits = 128;     // bounds the partials of few rows: scratch is not O(keys)
 constexpr int32_t kTiledSplitKeys = 2048;
 constexpr int32_t kWantedItems = 32;  // per segment, where its keys allow

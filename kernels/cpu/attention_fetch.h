@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // How the cache's rows reach a core before few-row attention computes on them: it reads each byte
-// once, so memory sets its pace. Two ways, each the faster where it was measured (bench/attention
-// and throughput --profile, decode behind a long prompt):
-//   Burst  AVX-512 and portable: loads of a tile or two (128 KiB) in the order of addresses, then
-//          computing on them. On Zen 4 only such loads make the hardware's streams run at the speed
-//          of memory; strided loads of one head, and hints at any pace, got a third of it.
-//   Hints  AVX2: each byte read is a hint for a byte one tile ahead. On Zen 3 attention at 4,096
-//          keys takes 0.72 of the time: loads and computing overlap. Half a tile ahead is too
-//          late, two tiles gain nothing. Hints run on into the keys that are taken up next.
-// Included by attention_impl.cc only.
+// once, so memory sets its pace. Rows are asked for in the order of addresses, a little with every
+// step of computing, so that the two overlap. Two ways, each the faster where it was measured
+// (bench/attention, and throughput --profile behind a long prompt):
+//   AVX-512, portable  Loads 8 keys ahead of the scores, which start the hardware's streams (hints
+//          alone end at the misses that one first cache tracks: a third of memory's rate), hints
+//          4 KiB before them; and hints for half a tile while exponentials and products of V run,
+//          since the streams rest there. On Zen 5 loads 64 keys ahead take 1.6 times as long, a
+//          burst of loads per 128 KiB, then computing, 1.25 times.
+//   AVX2   Each byte read is a hint for a byte one tile ahead. On Zen 3 attention at 4,096 keys
+//          takes 0.72 of the time of bursts. Half a tile ahead is too late, two tiles gain nothing.
+// Hints run on into the keys that are taken up next. Included by attention_impl.cc only.
 #pragma once
 
 #include "kernels/cpu/attention_kernels.h"
@@ -18,57 +20,27 @@ namespace annulus::kernels::ANNULUS_ISA {
 
 inline constexpr int64_t kLine = 64;
 
-// Rows [first, last) of keys as far as they lie in one piece.
-struct KvRun {
-  const char* begin;
-  int64_t bytes;
-  int32_t keys;
-};
-ANNULUS_INLINE KvRun run_at(const AttendBlock& block, int32_t first, int32_t last) {
-  int64_t row = first;
-  int32_t keys = last - first;
-  if (block.pages != nullptr) {
-    const int32_t within = first % block.page_tokens;
-    row = int64_t{block.pages[first / block.page_tokens]} * block.page_tokens + within;
-    if (block.page_tokens - within < keys) keys = block.page_tokens - within;
-  }
-  return {reinterpret_cast<const char*>(block.base + row * block.row_bytes), keys * block.row_bytes,
-          keys};
-}
-
-// Loads the rows of keys [first, last) in the order of addresses.
-static void stream(const AttendBlock& block, int32_t first, int32_t last) {
-  while (first < last) {
-    const KvRun run = run_at(block, first, last);
-    const volatile char* p = run.begin;
-    for (int64_t i = 0; i < run.bytes; i += kLine) {
-      __builtin_prefetch(run.begin + i + 4096);
-      static_cast<void>(p[i]);
-    }
-    first += run.keys;
-  }
-}
-
-#if defined(__AVX2__) && !defined(__AVX512F__)
-
-class Fetch {
+// The rows of a block's keys as cache lines, then a tile of those that are taken up next.
+class Lines {
  public:
-  explicit Fetch(const AttendBlock& block)
-      : block_(block), next_(block.first_key), last_(block.last_key) {
-    next_ += kTile;
-    if (next_ > last_) next_ = last_;
-    stream(block, block.first_key, next_);
-  }
-  void tile(int32_t) {}
-  // So many bytes are being read: hints for as many, whole lines.
-  void read(int64_t bytes) {
-    if (left_ < bytes && !refill()) return;
-    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(p_ + i);
-    p_ += bytes;
-    left_ -= bytes;
+  explicit Lines(const AttendBlock& block)
+      : block_(block), next_(block.first_key), last_(block.last_key) {}
+
+  // f(line) for the lines of the next `bytes`, as far as there are any.
+  template <class F>
+  __attribute__((always_inline)) void take(int64_t bytes, const F& f) {
+    while (bytes > 0) {
+      if (left_ == 0 && !refill()) return;
+      const int64_t n = bytes < left_ ? bytes : left_;
+      for (int64_t i = 0; i < n; i += kLine) f(p_ + i);
+      p_ += n;
+      left_ -= n;
+      bytes -= n;
+    }
   }
 
  private:
+  // The next rows that lie in one piece.
   bool refill() {
     if (next_ == last_ && !beyond_) {
       beyond_ = true;
@@ -76,36 +48,81 @@ class Fetch {
       last_ = block_.soon_last_key - next_ < kTile ? block_.soon_last_key : next_ + kTile;
     }
     if (next_ == last_) return false;
-    const KvRun run = run_at(block_, next_, last_);
-    p_ = run.begin;
-    left_ = run.bytes;
-    next_ += run.keys;
+    int64_t row = next_;
+    int32_t keys = last_ - next_;
+    if (block_.pages != nullptr) {
+      const int32_t within = next_ % block_.page_tokens;
+      row = int64_t{block_.pages[next_ / block_.page_tokens]} * block_.page_tokens + within;
+      if (block_.page_tokens - within < keys) keys = block_.page_tokens - within;
+    }
+    p_ = reinterpret_cast<const char*>(block_.base + row * block_.row_bytes);
+    left_ = keys * block_.row_bytes;
+    next_ += keys;
     return true;
   }
 
   const AttendBlock& block_;
-  int32_t next_, last_;  // keys still to be hinted at
+  int32_t next_, last_;  // keys not begun
   bool beyond_ = false;
   const char* p_ = nullptr;
-  int64_t left_ = 0;  // bytes of the run at p_
+  int64_t left_ = 0;  // bytes of the piece at p_
+};
+
+ANNULUS_INLINE void hint_at(const char* line) {
+  __builtin_prefetch(line);
+}
+ANNULUS_INLINE void load_at(const char* line) {
+  static_cast<void>(*static_cast<const volatile char*>(line));
+}
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+
+class Fetch {
+ public:
+  explicit Fetch(const AttendBlock& block) : hints_(block) {
+    hints_.take(kTile * block.row_bytes, load_at);
+  }
+  // So many bytes of scores' K or of V are about to be read.
+  void keys(int64_t bytes) { hints_.take(bytes, hint_at); }
+  void values(int64_t bytes) { hints_.take(bytes, hint_at); }
+  // The exponentials of one of so many rows of a tile are about to be computed.
+  void row(int32_t) {}
+
+ private:
+  Lines hints_;
 };
 
 #else
 
 class Fetch {
  public:
-  explicit Fetch(const AttendBlock& block) : block_(block) {
-    const int64_t tiles = (int64_t{128} << 10) / (kTile * block.row_bytes);
-    burst_ = kTile * static_cast<int32_t>(tiles < 1 ? 1 : tiles);
+  explicit Fetch(const AttendBlock& block)
+      : hints_(block), loads_(block), tile_bytes_(kTile * block.row_bytes) {
+    load(kKeysAhead * block.row_bytes);
   }
-  void tile(int32_t first) {
-    if ((first - block_.first_key) % burst_ != 0) return;
-    stream(block_, first, block_.last_key - first < burst_ ? block_.last_key : first + burst_);
-  }
+  // So many bytes of scores' K or of V are about to be read: K and V have half a tile each.
+  void keys(int64_t bytes) { load(2 * bytes); }
+  void values(int64_t bytes) { hint(bytes / 2); }
+  // The exponentials of one of so many rows of a tile are about to be computed.
+  void row(int32_t rows) { hint(tile_bytes_ / 4 / rows); }
 
  private:
-  const AttendBlock& block_;
-  int32_t burst_;
+  static constexpr int64_t kKeysAhead = 8, kHintsBefore = 4096;
+
+  void hint(int64_t bytes) {
+    if (bytes <= 0) return;
+    bytes = (bytes + kLine - 1) / kLine * kLine;
+    hints_.take(bytes, hint_at);
+    hinted_ += bytes;
+  }
+  void load(int64_t bytes) {
+    hint(loaded_ + bytes + kHintsBefore - hinted_);
+    loads_.take(bytes, load_at);
+    loaded_ += bytes;
+  }
+
+  Lines hints_, loads_;
+  int64_t tile_bytes_, hinted_ = 0, loaded_ = 0;
 };
 
 #endif

@@ -4,7 +4,8 @@
 // Tensors   q, K, V in the dtype of the cache, where they lie; scores, sums and o in fp32.
 // Mapping   one block per call and thread. M = query rows x heads of the group.
 // Tiles     64 keys. Tiled: K transposed to [words][64] and V to [words][columns], shared by the
-//           panels of 6 rows. Few rows: all KV heads of a tile in turn, K and V read in place.
+//           panels of 6 rows. Few rows: K and V read in place, scores of all KV heads in
+//           the order of addresses, 16 keys at a time.
 // Numerics  products of bf16 accumulate in fp32 (vdpbf16ps: P rounds to bf16; without it K, V and q
 //           widen to fp32 and P stays). Sums of P are fp32, unrounded. A row's maximum starts at
 //           -inf; while it is, nothing visible was seen and the shift is 0, so exp gives 0, no NaN.
@@ -97,7 +98,7 @@ void attend_tiled(const AttendBlock& block, std::byte* scratch) {
   for (int32_t first = block.first_key; first < block.last_key; first += kTile) {
     locate(block, first, tile);
     if (tile.lowest > all.highest) continue;
-    resolve(tile, block.k_offset_bytes, rows);
+    resolve(tile, 0, kTile, block.k_offset_bytes, rows);
     for (int key = 0; key < kTile; key += 16) {
       for (int32_t w = 0; w < words; w += 16) {
         Vec in[16];
@@ -108,7 +109,7 @@ void attend_tiled(const AttendBlock& block, std::byte* scratch) {
         transpose(in, reinterpret_cast<float*>(s.k) + int64_t{w} * kTile + key, kTile);
       }
     }
-    resolve(tile, block.v_offset_bytes, rows);
+    resolve(tile, 0, kTile, block.v_offset_bytes, rows);
     for (int32_t w = 0; w < kTile / Dot::kPerWord; ++w)
       Rows<Dot, E>::pack_values(rows, w, 0, d, columns, v + int64_t{w} * columns * Dot::kPerWord);
 
@@ -155,24 +156,6 @@ ANNULUS_INLINE void by_rows(int32_t m, const F& f, int32_t i = 0) {
   if constexpr (kMost > 1) by_rows<kMost - 1>(m, f, i);
 }
 
-// 16 scores of one query row.
-template <class Dot, class E>
-ANNULUS_INLINE Vec score_keys(const typename Dot::Element* q, int32_t words,
-                              const std::byte* const* rows) {
-  Vec acc[16];
-  ANNULUS_UNROLL
-  for (int j = 0; j < 16; ++j) acc[j] = zero();
-  for (int32_t w = 0; w < words; w += 16) {
-    const typename Dot::Operand x = Dot::load_words(q + w * Dot::kPerWord);
-    ANNULUS_UNROLL
-    for (int j = 0; j < 16; ++j)
-      acc[j] = Dot::mul_add(
-          acc[j], x,
-          Rows<Dot, E>::operand(reinterpret_cast<const E*>(rows[j]) + w * Dot::kPerWord));
-  }
-  return reduce_each(acc);
-}
-
 #if defined(__AVX2__) && !defined(__AVX512F__)
 
 ANNULUS_INLINE __m256 load_8(const float* p) {
@@ -182,14 +165,14 @@ ANNULUS_INLINE __m256 load_8(const bf16* p) {
   return widen_words(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 
-// Scores of R query rows q [R, d] against a tile of keys: 4 keys at a time, so that every load of K
-// (and its widening) serves all rows and 4 R sums hide the latency of an FMA. fetch: null if what
-// is read here was counted before.
+// Scores of R query rows q [R, d] against 16 keys: 4 keys at a time, so that every load of K (and
+// its widening) serves all rows and 4 R sums hide the latency of an FMA. fetch: null if what is
+// read here was counted before.
 template <class E, int R>
 ANNULUS_INLINE void score_rows(const float* q, int32_t d, const std::byte* const* rows,
                                float* scores, Fetch* fetch) {
-  for (int key = 0; key < kTile; key += 4) {
-    if (fetch != nullptr) fetch->read(int64_t{4} * d * int64_t{sizeof(E)});
+  for (int key = 0; key < 16; key += 4) {
+    if (fetch != nullptr) fetch->keys(int64_t{4} * d * int64_t{sizeof(E)});
     const E* k[4];
     for (int j = 0; j < 4; ++j) k[j] = reinterpret_cast<const E*>(rows[key + j]);
     __m256 acc[R][4];
@@ -232,7 +215,7 @@ ANNULUS_INLINE void output_rows(float* o, int32_t d, const float* correction, co
       for (int j = 0; j < 4; ++j) acc[r][j] = _mm256_setzero_ps();
     }
     for (int key = 0; key < kTile; ++key) {
-      if (fetch != nullptr) fetch->read(32 * int64_t{sizeof(E)});
+      if (fetch != nullptr) fetch->values(32 * int64_t{sizeof(E)});
       const E* v = reinterpret_cast<const E*>(rows[key]) + c;
       __m256 p[R];
       ANNULUS_UNROLL
@@ -257,7 +240,7 @@ ANNULUS_INLINE void output_rows(float* o, int32_t d, const float* correction, co
 }
 
 template <class Dot, class E>
-ANNULUS_INLINE void score_tile(const float* q, int32_t m, int32_t d, const std::byte* const* rows,
+ANNULUS_INLINE void score_keys(const float* q, int32_t m, int32_t d, const std::byte* const* rows,
                                float* scores, Fetch& fetch) {
   by_rows<3>(
       m, [&](auto count, int32_t i) __attribute__((always_inline)) {
@@ -278,37 +261,77 @@ ANNULUS_INLINE void output_tile(float* o, int32_t m, int32_t d, const float* cor
 
 #else
 
-template <class Dot, class E>
-ANNULUS_INLINE void score_tile(const typename Dot::Element* q, int32_t m, int32_t d,
-                               const std::byte* const* rows, float* scores, Fetch&) {
-  for (int key = 0; key < kTile; key += 16)
-    for (int32_t i = 0; i < m; ++i)
-      store(scores + i * kTile + key,
-            score_keys<Dot, E>(q + int64_t{i} * d, d / Dot::kPerWord, rows + key));
+// Scores of R query rows q [R, words] against 16 keys: a half at a time, so that every load of K
+// serves all rows and 8 R sums hide the latency of a product.
+template <class Dot, class E, int R>
+ANNULUS_INLINE void score_rows(const typename Dot::Element* q, int32_t words,
+                               const std::byte* const* rows, float* scores) {
+  Sums half[R][2];
+  ANNULUS_UNROLL
+  for (int h = 0; h < 2; ++h) {
+    Vec acc[R][8];
+    ANNULUS_UNROLL
+    for (int r = 0; r < R; ++r) {
+      ANNULUS_UNROLL
+      for (int j = 0; j < 8; ++j) acc[r][j] = zero();
+    }
+    for (int32_t w = 0; w < words; w += 16) {
+      typename Dot::Operand x[R];
+      ANNULUS_UNROLL
+      for (int r = 0; r < R; ++r)
+        x[r] = Dot::load_words(q + (int64_t{r} * words + w) * Dot::kPerWord);
+      ANNULUS_UNROLL
+      for (int j = 0; j < 8; ++j) {
+        const auto* row = reinterpret_cast<const E*>(rows[8 * h + j]);
+        const typename Dot::Operand y = Rows<Dot, E>::operand(row + w * Dot::kPerWord);
+        ANNULUS_UNROLL
+        for (int r = 0; r < R; ++r) acc[r][j] = Dot::mul_add(acc[r][j], x[r], y);
+      }
+    }
+    ANNULUS_UNROLL
+    for (int r = 0; r < R; ++r) half[r][h] = sum_each(acc[r]);
+  }
+  ANNULUS_UNROLL
+  for (int r = 0; r < R; ++r) store(scores + r * kTile, join(half[r][0], half[r][1]));
 }
 
-// R rows of o [R, d] take in a tile of V.
+template <class Dot, class E>
+ANNULUS_INLINE void score_keys(const typename Dot::Element* q, int32_t m, int32_t d,
+                               const std::byte* const* rows, float* scores, Fetch& fetch) {
+  const int32_t words = d / Dot::kPerWord;
+  fetch.keys(int64_t{16} * d * int64_t{sizeof(E)});
+  by_rows<3>(
+      m, [&](auto count, int32_t i) __attribute__((always_inline)) {
+        score_rows<Dot, E, decltype(count)::value>(q + int64_t{i} * d, words, rows,
+                                                   scores + i * kTile);
+      });
+}
+
+// R rows of o [R, d] take in a tile of V. fetch: null if what is read here was counted before.
 template <class Dot, class E, int R>
 ANNULUS_INLINE void output_rows(float* o, int32_t d, const float* correction, const float* scores,
-                                const std::byte* const* rows) {
+                                const std::byte* const* rows, Fetch* fetch) {
   // Few rows take more columns at once where registers allow: more sums hide the latency.
   constexpr int kWide = kColumns > 1 ? kColumns : R <= 3 ? 2 : 1;
   constexpr int kLast = kWide > 1 ? 2 : 1;  // head_dim % 32 == 0
   constexpr int64_t kBytes = sizeof(E);
   int32_t c = 0;
   for (; c + 16 * kWide <= d; c += 16 * kWide)
-    accumulate<Dot, R, kWide>(o + c, d, correction, scores, RowsB<Dot, E>{rows, c * kBytes});
+    accumulate<Dot, R, kWide>(o + c, d, correction, scores,
+                              RowsB<Dot, E, Fetch>{rows, c * kBytes, fetch});
   for (; c < d; c += 16 * kLast)
-    accumulate<Dot, R, kLast>(o + c, d, correction, scores, RowsB<Dot, E>{rows, c * kBytes});
+    accumulate<Dot, R, kLast>(o + c, d, correction, scores,
+                              RowsB<Dot, E, Fetch>{rows, c * kBytes, fetch});
 }
 
 template <class Dot, class E>
 ANNULUS_INLINE void output_tile(float* o, int32_t m, int32_t d, const float* correction,
-                                const float* scores, const std::byte* const* rows, Fetch&) {
+                                const float* scores, const std::byte* const* rows, Fetch& fetch) {
   by_rows<4>(
       m, [&](auto count, int32_t i) __attribute__((always_inline)) {
         output_rows<Dot, E, decltype(count)::value>(o + int64_t{i} * d, d, correction + i,
-                                                    scores + i * kTile, rows);
+                                                    scores + i * kTile, rows,
+                                                    i == 0 ? &fetch : nullptr);
       });
 }
 
@@ -326,21 +349,28 @@ void attend_few(const AttendBlock& block, std::byte* scratch) {
 
   KeyTile tile;
   const std::byte* rows[kTile];
+  const int32_t all_rows = m * block.kv_heads;
   for (int32_t first = block.first_key; first < block.last_key; first += kTile) {
     if (first != block.first_key && block.poll != nullptr) block.poll(block.poll_context);
-    fetch.tile(first);
     locate(block, first, tile);
     if (tile.lowest > all.highest) continue;
     const bool masked = tile.highest > all.lowest;
+    for (int32_t key = 0; key < kTile; key += 16) {
+      for (int32_t head = 0; head < block.kv_heads; ++head) {
+        const int64_t at = int64_t{head} * m;
+        resolve(tile, key, 16, block.k_offset_bytes + head * head_bytes, rows);
+        score_keys<Dot, E>(reinterpret_cast<const typename Dot::Element*>(s.q) + at * d, m, d, rows,
+                           s.scores + at * kTile + key, fetch);
+      }
+    }
+    for (int32_t i = 0; i < all_rows; ++i) {
+      fetch.row(all_rows);
+      soften<Dot>(s.scores + i * kTile, masked, tile, block.scale, s.rows, i);
+    }
     for (int32_t head = 0; head < block.kv_heads; ++head) {
-      const int32_t at = head * m;
-      const auto* q = reinterpret_cast<const typename Dot::Element*>(s.q) + int64_t{at} * d;
-      resolve(tile, block.k_offset_bytes + head * head_bytes, rows);
-      score_tile<Dot, E>(q, m, d, rows, s.scores, fetch);
-      for (int32_t i = 0; i < m; ++i)
-        soften<Dot>(s.scores + i * kTile, masked, tile, block.scale, s.rows, at + i);
-      resolve(tile, block.v_offset_bytes + head * head_bytes, rows);
-      output_tile<Dot, E>(s.o + int64_t{at} * d, m, d, s.rows.correction + at, s.scores, rows,
+      const int64_t at = int64_t{head} * m;
+      resolve(tile, 0, kTile, block.v_offset_bytes + head * head_bytes, rows);
+      output_tile<Dot, E>(s.o + at * d, m, d, s.rows.correction + at, s.scores + at * kTile, rows,
                           fetch);
     }
   }

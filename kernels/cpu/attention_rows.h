@@ -68,11 +68,12 @@ static void locate(const AttendBlock& block, int32_t first, KeyTile& tile) {
   }
 }
 
-// Row addresses of K or V within their rows; padding reads zeros.
-ANNULUS_INLINE void resolve(const KeyTile& tile, int64_t offset_bytes,
-                            const std::byte* (&rows)[kTile]) {
-  for (int i = 0; i < kTile; ++i)
-    rows[i] = tile.positions[i] == INT32_MAX ? kZeroRow : tile.rows[i] + offset_bytes;
+// Addresses of K or V of keys [first, first + count) of a tile; padding reads zeros.
+ANNULUS_INLINE void resolve(const KeyTile& tile, int first, int count, int64_t offset_bytes,
+                            const std::byte** rows) {
+  for (int i = 0; i < count; ++i)
+    rows[i] =
+        tile.positions[first + i] == INT32_MAX ? kZeroRow : tile.rows[first + i] + offset_bytes;
 }
 
 // State of the rows of a block, one entry per m.
@@ -169,7 +170,7 @@ static void finish(const AttendBlock& block, const RowState& rows, const float* 
 // Scratch of a block. Words are four bytes, whatever they hold.
 struct Scratch {
   RowState rows;
-  float* scores;  // [kGroup * kPanel][64]
+  float* scores;  // [m, at least kGroupRows][64]
   float* o;       // [m][columns]
   std::byte *q, *k, *v;
 };
@@ -188,7 +189,7 @@ ANNULUS_INLINE int64_t layout(int32_t m, int32_t head_dim, std::byte* base, Scra
   s.k = take(columns * kTile);
   s.v = take(columns * kTile);
   s.o = reinterpret_cast<float*>(take(rows * columns));
-  s.scores = reinterpret_cast<float*>(take(kGroupRows * kTile));
+  s.scores = reinterpret_cast<float*>(take((rows > kGroupRows ? rows : kGroupRows) * kTile));
   s.rows.sum = reinterpret_cast<float*>(take(rows * 16));
   s.rows.max = reinterpret_cast<float*>(take(rows));
   s.rows.correction = reinterpret_cast<float*>(take(rows));

@@ -124,31 +124,49 @@ ANNULUS_INLINE void transpose(const Vec (&in)[16], float* out, int64_t stride) {
 #endif
 }
 
-// Lane j = the sum of the lanes of in[j].
-ANNULUS_INLINE Vec reduce_each(const Vec (&in)[16]) {
+// Sums of the lanes of 8 vectors, in parts that join() adds up; lane j or 8 + j of the whole comes
+// from in[j] of its half.
 #if defined(__AVX512F__)
-  __m512 a[8], b[4], c[2];
+struct Sums {
+  __m512 parts;  // per 128 bits: half the lanes of in[0..3] (even) or in[4..7] (odd)
+};
+ANNULUS_INLINE Sums sum_each(const Vec (&in)[8]) {
+  __m512 a[4], b[2];
   ANNULUS_UNROLL
-  for (int i = 0; i < 8; ++i)
+  for (int i = 0; i < 4; ++i)
     a[i] = _mm512_add_ps(_mm512_unpacklo_ps(in[2 * i].v, in[2 * i + 1].v),
                          _mm512_unpackhi_ps(in[2 * i].v, in[2 * i + 1].v));
   ANNULUS_UNROLL
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 2; ++i) {
     const __m512d x = _mm512_castps_pd(a[2 * i]), y = _mm512_castps_pd(a[2 * i + 1]);
     b[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
                          _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
   }
-  for (int i = 0; i < 2; ++i)
-    c[i] = _mm512_add_ps(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88),
-                         _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xdd));
-  return {_mm512_add_ps(_mm512_shuffle_f32x4(c[0], c[1], 0x88),
-                        _mm512_shuffle_f32x4(c[0], c[1], 0xdd))};
-#else
-  alignas(64) float sums[16];
-  for (int j = 0; j < 16; ++j) sums[j] = reduce_add(in[j]);
-  return load(sums);
-#endif
+  return {_mm512_add_ps(_mm512_shuffle_f32x4(b[0], b[1], 0x88),
+                        _mm512_shuffle_f32x4(b[0], b[1], 0xdd))};
 }
+ANNULUS_INLINE Vec join(const Sums& low, const Sums& high) {
+  return {_mm512_add_ps(_mm512_shuffle_f32x4(low.parts, high.parts, 0x88),
+                        _mm512_shuffle_f32x4(low.parts, high.parts, 0xdd))};
+}
+#else
+struct Sums {
+  float each[8];
+};
+ANNULUS_INLINE Sums sum_each(const Vec (&in)[8]) {
+  Sums sums;
+  for (int j = 0; j < 8; ++j) sums.each[j] = reduce_add(in[j]);
+  return sums;
+}
+ANNULUS_INLINE Vec join(const Sums& low, const Sums& high) {
+  alignas(64) float all[16];
+  for (int j = 0; j < 8; ++j) {
+    all[j] = low.each[j];
+    all[8 + j] = high.each[j];
+  }
+  return load(all);
+}
+#endif
 
 ANNULUS_INLINE bool any_above(Vec x, float bound) {
 #if defined(__AVX512F__)
@@ -235,14 +253,16 @@ struct PackedB {
   }
 };
 
-// B of a product read from V rows where they lie.
-template <class Dot, class E>
+// B of a product read from V rows where they lie. fetch: told what is read here for the first time.
+template <class Dot, class E, class Fetch>
 struct RowsB {
   const std::byte* const* rows;
   int64_t offset_bytes;  // of the first column
+  Fetch* fetch;          // or null
   template <int NV>
   __attribute__((always_inline)) void load_row(int32_t word,
                                                typename Dot::Operand (&out)[NV]) const {
+    if (fetch != nullptr) fetch->values(NV * 16 * Dot::kPerWord * int64_t{sizeof(E)});
     Rows<Dot, E>::template values<NV>(rows, word, offset_bytes, out);
   }
 };
