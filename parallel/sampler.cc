@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "kernels/core/check.h"
 
@@ -133,20 +134,23 @@ std::vector<Candidate> above(std::span<const float> logits, float floor) {
 }
 
 // What all questions about one row of logits share.
-struct Row {
-  std::span<const float> logits;
-  float max;
-  double log_mass;  // lse - max
-
+class Row {
+ public:
   explicit Row(std::span<const float> values) : logits(values), max(max_of(values)) {
     ANNULUS_CHECK(!values.empty(), "no logits");
-    log_mass = std::log(mass_of(values, max, 1));
   }
-  float logprob(float logit) const {
+  float logprob(float logit) {
+    if (!log_mass_) log_mass_ = std::log(mass_of(logits, max, 1));
     const float x = cleaned(logit);
-    return x == max ? static_cast<float>(-log_mass)
-                    : static_cast<float>(double{x} - double{max} - log_mass);
+    return x == max ? static_cast<float>(-*log_mass_)
+                    : static_cast<float>(double{x} - double{max} - *log_mass_);
   }
+
+  const std::span<const float> logits;
+  const float max;
+
+ private:
+  std::optional<double> log_mass_;  // lse - max, where it was asked for
 };
 
 int32_t argmax(const Row& row) {
@@ -194,10 +198,9 @@ int32_t draw(const Row& row, const SamplingParams& params, int64_t position) {
   }
 }
 
-Sampled sample_row(const Row& row, const SamplingParams& params, int64_t position) {
+int32_t sample_row(const Row& row, const SamplingParams& params, int64_t position) {
   const bool greedy = !(params.temperature > 0);
-  const int32_t token = greedy ? argmax(row) : draw(row, params, position);
-  return {token, row.logprob(row.logits[static_cast<size_t>(token)])};
+  return greedy ? argmax(row) : draw(row, params, position);
 }
 
 }  // namespace
@@ -222,20 +225,19 @@ double philox_uniform(uint64_t seed, uint64_t position) {
   return static_cast<double>(bits) * 0x1p-53;
 }
 
-Sampled sample(std::span<const float> logits, const SamplingParams& params, int64_t position) {
+int32_t sample(std::span<const float> logits, const SamplingParams& params, int64_t position) {
   return sample_row(Row(logits), params, position);
 }
 
 WantedResult answer(std::span<const float> logits, const SamplingParams& params, int32_t item,
                     const Wanted& wanted) {
-  const Row row(logits);
+  Row row(logits);
   WantedResult result;
   result.item = item;
   result.position = wanted.position;
   if (wanted.sample) {
-    const Sampled sampled = sample_row(row, params, wanted.position);
-    result.token = sampled.token;
-    result.logprob = sampled.logprob;
+    result.token = sample_row(row, params, wanted.position);
+    if (wanted.logprob) result.logprob = row.logprob(logits[static_cast<size_t>(result.token)]);
   }
   if (wanted.target >= 0) {
     const auto target = static_cast<size_t>(wanted.target);

@@ -20,12 +20,8 @@ std::array<uint32_t, 4> philox4x32_10(std::array<uint32_t, 4> counter, std::arra
 // Uniform in [0, 1) with 53 bits; key = seed, counter = position.
 double philox_uniform(uint64_t seed, uint64_t position);
 
-struct Sampled {
-  int32_t token = 0;
-  float logprob = 0;
-};
 // logits [vocab] f32, not empty. Greedy for temperature 0.
-Sampled sample(std::span<const float> logits, const SamplingParams& params, int64_t position);
+int32_t sample(std::span<const float> logits, const SamplingParams& params, int64_t position);
 
 // Everything a Wanted asks for. log-probabilities are of the untempered softmax, lse in double. A
 // target outside the vocabulary has -inf.

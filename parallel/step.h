@@ -73,6 +73,7 @@ struct Wanted {
   bool sample = false;  // sample a token; gets a row number (order of sample == true over the plan)
   int32_t target = -1;  // report the log-probability of this id; -1: none
   int32_t top = 0;      // report the most likely ids, at most kMaxTop
+  bool logprob = false;  // report the sampled token's log-probability: a pass over the vocabulary
   friend bool operator==(const Wanted&, const Wanted&) = default;
 };
 inline constexpr int32_t kMaxTop = 128;
@@ -127,7 +128,7 @@ struct WantedResult {
   int32_t item = 0;
   int64_t position = 0;
   int32_t token = -1;  // sampled id
-  float logprob = 0;   // of token, natural log of the untempered softmax
+  float logprob = 0;   // of token where asked for: natural log of the untempered softmax
   float target_logprob = 0;
   std::vector<TopLogprob> top;  // descending
   friend bool operator==(const WantedResult&, const WantedResult&) = default;

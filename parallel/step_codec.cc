@@ -12,7 +12,8 @@ constexpr uint32_t kPlanMagic = 0x504e4e41, kResultMagic = 0x524e4e41;  // "ANNP
 constexpr uint16_t kVersion = 1;
 
 // Least encoded bytes of one element, by which counts are checked.
-constexpr size_t kOpBytes = 1 + 4 + 4 + 8 + 4 + 24, kSpanBytes = 16, kWantedBytes = 8 + 1 + 4 + 4;
+constexpr size_t kOpBytes = 1 + 4 + 4 + 8 + 4 + 24, kSpanBytes = 16,
+                 kWantedBytes = 8 + 1 + 4 + 4 + 1;
 constexpr size_t kItemBytes = 4 + 1 + 4 + 4 + 12 + 4, kGroupBytes = 1 + 4;
 constexpr size_t kTopBytes = 8, kWantedResultBytes = 4 + 8 + 4 + 4 + 4 + 4;
 constexpr size_t kGroupReportBytes = 1 + 8 + 8 + 4 + 4;
@@ -71,6 +72,7 @@ void put(ByteWriter& out, const Item& item) {
     out.put(uint8_t{wanted.sample});
     out.put(wanted.target);
     out.put(wanted.top);
+    out.put(uint8_t{wanted.logprob});
   }
 }
 
@@ -93,6 +95,7 @@ Item get_item(ByteReader& in) {
     wanted.sample = in.get_flag("wanted.sample");
     wanted.target = in.get<int32_t>("wanted.target");
     wanted.top = in.get<int32_t>("wanted.top");
+    wanted.logprob = in.get_flag("wanted.logprob");
   }
   return item;
 }

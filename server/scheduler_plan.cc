@@ -290,6 +290,7 @@ std::vector<Wanted> Scheduler::prompt_wanted(const Sequence& sequence, int64_t f
   Wanted last{.position = end - 1, .top = top};
   if (!sequence.is_forced(end)) {
     last.sample = true;
+    last.logprob = sequence.request.top_logprobs >= 0;
   } else {
     last.target = sequence.forced[static_cast<size_t>(end - sequence.prompt)];
     const bool scored =

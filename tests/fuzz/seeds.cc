@@ -158,7 +158,7 @@ void write_plan_seeds(Seeds seeds) {
       state = advance(std::move(state), plan);
     };
     Item first = item_of(1, 0, 13);
-    first.wanted = {{5, false, 3, 2}, {12, true, -1, 0}};
+    first.wanted = {{5, false, 3, 2}, {12, true, -1, 0, true}};
     Op sampled = admit(1, cp - 1);
     sampled.sampling = {0.7f, 5, 0.9f, 0.1f, 42};
     add({sampled}, {first});

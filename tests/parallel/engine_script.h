@@ -29,18 +29,18 @@ inline std::vector<StepPlan> engine_script(int32_t cp, Variant variant) {
     item.placement = Placement::kDecode;
     item.spans = {{position, 1, 1}};
     item.sampled = from;
-    item.wanted = {{position, true, 7, 3}};
+    item.wanted = {{position, true, 7, 3, true}};
     return item;
   };
   Item prompt = testing::item_of(1, 0, 13), other = testing::item_of(2, 0, 7);
-  other.wanted = {{6, true, 5, 2}};
+  other.wanted = {{6, true, 5, 2, true}};
   add({testing::admit(1), testing::admit(2, 1 % cp)}, {prompt, other});
   prompt = testing::item_of(1, 13, 9);
   prompt.wanted = {{13, false, 3, 0}, {21, true, -1, 4}};
   add({}, {prompt, decode(2, 7, {0, 0})});
   add({}, {decode(1, 22, {1, 0}), decode(2, 8, {1, 1})});
   Item more = testing::item_of(3, 20, 11), again = testing::item_of(2, 5, 3);
-  more.wanted = {{25, false, 9, 0}, {30, true, -1, 2}};
+  more.wanted = {{25, false, 9, 0}, {30, true, -1, 2, true}};
   again.wanted = {{7, true, -1, 0}};
   add({testing::op_of(Op::Kind::kFork, 3, 20, 1), testing::op_of(Op::Kind::kTruncate, 2, 5)},
       {more, again});

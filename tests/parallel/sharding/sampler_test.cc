@@ -56,12 +56,12 @@ TEST(Philox, UniformIsEven) {
 
 TEST(Greedy, TiesGoToTheSmallerId) {
   const std::vector<float> logits = {1, 5, -2, 5, 5, 0, 5, 1, 1, 5};
-  EXPECT_EQ(sample(logits, at(0), 3).token, 1);
+  EXPECT_EQ(sample(logits, at(0), 3), 1);
   for (size_t n = 1; n < 70; ++n) {  // whole and ragged vector lengths
     std::vector<float> row(n, 2);
-    EXPECT_EQ(sample(row, at(0), 0).token, 0);
+    EXPECT_EQ(sample(row, at(0), 0), 0);
     row[n - 1] = 2.5;
-    EXPECT_EQ(sample(row, at(0), 0).token, static_cast<int32_t>(n - 1));
+    EXPECT_EQ(sample(row, at(0), 0), static_cast<int32_t>(n - 1));
   }
 }
 
@@ -74,7 +74,7 @@ TEST(Logprobs, AreOfTheUntemperedSoftmax) {
     long double sum = 0;
     for (const float x : logits) sum += std::exp(static_cast<long double>(x));
     const auto lse = static_cast<double>(std::log(sum));
-    Wanted wanted{5, true, static_cast<int32_t>(n / 2), 20};
+    Wanted wanted{5, true, static_cast<int32_t>(n / 2), 20, true};
     const WantedResult result = answer(logits, at(1.7f, 40, 0.9f), 3, wanted);
     const auto logprob = [&](int32_t id) {
       return static_cast<double>(logits[static_cast<size_t>(id)]) - lse;
@@ -101,6 +101,8 @@ TEST(Answer, GivesOnlyWhatIsWanted) {
   const std::vector<float> logits = {0, 1, 2};
   const WantedResult nothing = answer(logits, at(0), 0, {7, false, -1, 0});
   EXPECT_EQ(nothing, (WantedResult{0, 7, -1, 0, 0, {}}));
+  const WantedResult token = answer(logits, at(0), 0, {7, true, -1, 0});
+  EXPECT_EQ(token, (WantedResult{0, 7, 2, 0, 0, {}}));
   const WantedResult far = answer(logits, at(0), 0, {7, false, 3, kMaxTop});
   EXPECT_EQ(far.target_logprob, -kInf);
   EXPECT_EQ(far.top.size(), 3u);
@@ -127,7 +129,7 @@ TEST(Answer, TopOfAscendingLogits) {
 
 std::set<int32_t> reachable(const std::vector<float>& logits, const SamplingParams& params) {
   std::set<int32_t> ids;
-  for (int64_t p = 0; p < 3000; ++p) ids.insert(sample(logits, params, p).token);
+  for (int64_t p = 0; p < 3000; ++p) ids.insert(sample(logits, params, p));
   return ids;
 }
 
@@ -173,7 +175,7 @@ double chi_square(const std::vector<float>& logits, const SamplingParams& params
                   const std::vector<double>& expected, int draws) {
   std::vector<int> hits(expected.size(), 0);
   for (int64_t p = 0; p < draws; ++p) {
-    ++hits[static_cast<size_t>(sample(logits, params, p).token)];
+    ++hits[static_cast<size_t>(sample(logits, params, p))];
   }
   double chi2 = 0;
   for (size_t i = 0; i < expected.size(); ++i) {
@@ -203,7 +205,7 @@ TEST(Frequencies, ReachTheTailOfAFlatRow) {
   std::vector<int> bins(16, 0);
   const int draws = 8000;
   for (int64_t p = 0; p < draws; ++p) {
-    const int32_t token = sample(flat, at(2), p).token;
+    const int32_t token = sample(flat, at(2), p);
     ASSERT_TRUE(token >= 0 && token < 3200);
     ++bins[static_cast<size_t>(token / 200)];
   }
@@ -219,13 +221,13 @@ TEST(Sample, DependsOnSeedAndPositionOnly) {
   SamplingParams params = at(3);
   int differ_by_position = 0, differ_by_seed = 0;
   for (int64_t p = 0; p < 100; ++p) {
-    const int32_t token = sample(logits, params, p).token;
-    EXPECT_EQ(sample(logits, params, p).token, token);
+    const int32_t token = sample(logits, params, p);
+    EXPECT_EQ(sample(logits, params, p), token);
     EXPECT_EQ(answer(logits, params, 1, {p, true, 2, 5}).token, token);
-    differ_by_position += sample(logits, params, p + 1).token != token;
+    differ_by_position += sample(logits, params, p + 1) != token;
     SamplingParams other = params;
     ++other.seed;
-    differ_by_seed += sample(logits, other, p).token != token;
+    differ_by_seed += sample(logits, other, p) != token;
   }
   EXPECT_GT(differ_by_position, 50);
   EXPECT_GT(differ_by_seed, 50);
@@ -248,7 +250,7 @@ TEST(BadLogits, NeverCrashAndNanNeverWins) {
     const bool any = std::any_of(row.begin(), row.end(), [](float x) { return !std::isnan(x); });
     for (const SamplingParams& params : all) {
       for (int64_t p = 0; p < 50; ++p) {
-        const WantedResult result = answer(row, params, 0, {p, true, 0, 4});
+        const WantedResult result = answer(row, params, 0, {p, true, 0, 4, true});
         ASSERT_TRUE(result.token >= 0 && result.token < static_cast<int32_t>(row.size()));
         ASSERT_FALSE(std::isnan(result.logprob));
         ASSERT_FALSE(std::isnan(result.target_logprob));
@@ -260,11 +262,11 @@ TEST(BadLogits, NeverCrashAndNanNeverWins) {
       }
     }
   }
-  EXPECT_EQ(sample(rows[0], at(0), 0).token, 3);
-  EXPECT_EQ(sample(rows[3], at(0), 0).token, 1);
+  EXPECT_EQ(sample(rows[0], at(0), 0), 3);
+  EXPECT_EQ(sample(rows[3], at(0), 0), 1);
   EXPECT_EQ(reachable(rows[3], at(1)), (std::set<int32_t>{1, 3}));
   EXPECT_EQ(reachable(rows[4], at(5)), (std::set<int32_t>{1}));
-  EXPECT_NEAR(sample(rows[3], at(0), 0).logprob, std::log(0.5), 1e-6);
+  EXPECT_NEAR(answer(rows[3], at(0), 0, {0, true, -1, 0, true}).logprob, std::log(0.5), 1e-6);
 }
 
 // No draw sorts the vocabulary: the yardstick is a sort of it by the same build on the same machine

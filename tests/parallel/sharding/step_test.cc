@@ -26,7 +26,7 @@ TEST(Step, VariantNamesParseBack) {
 TEST(Step, SampledRowsFollowItemsThenPositions) {
   StepPlan plan;
   plan.items.resize(3);
-  plan.items[0].wanted = {{5, true, -1, 0}, {6, false, 3, 0}, {7, true, -1, 0}};
+  plan.items[0].wanted = {{5, true, -1, 0}, {6, false, 3, 0}, {7, true, -1, 0, true}};
   plan.items[1].wanted = {{1, false, -1, 5}};
   plan.items[2].wanted = {{0, true, -1, 0}};
   const std::vector<std::pair<int32_t, int64_t>> expected = {{0, 5}, {0, 7}, {2, 0}};
