@@ -37,13 +37,39 @@ double best_rate(CpuQueue& queue, int runs, double amount, const Work& work) {
   return best * 1e-9;
 }
 
+constexpr int64_t kFloats = int64_t{32} << 20, kSlices = 8;  // per thread
+
+std::vector<kernels::AlignedBytes> memory_to_read(int threads) {
+  std::vector<kernels::AlignedBytes> memory(static_cast<size_t>(threads));
+  for (auto& part : memory) {
+    part = kernels::allocate_aligned(kFloats * 4);
+    std::fill_n(reinterpret_cast<float*>(part.get()), kFloats, 1.0f);
+  }
+  return memory;
+}
+
+// GB/s of reading all of it once, slice by slice, ascending.
+std::vector<double> read_rates(CpuQueue& queue, const std::vector<kernels::AlignedBytes>& memory) {
+  const kernels::PeakKernels& loops = ANNULUS_SELECT_ISA(queue.isa(), kPeakKernels);
+  constexpr int64_t kSlice = kFloats / kSlices;
+  std::vector<double> rates;
+  volatile float sink = 0;
+  for (int64_t slice = 0; slice < kSlices; ++slice)
+    rates.push_back(best_rate(queue, 1, kSlice * 4.0, [&](int64_t i) {
+      const auto* p = reinterpret_cast<const float*>(memory[static_cast<size_t>(i)].get());
+      sink = loops.read(p + slice * kSlice, kSlice);
+    }));
+  std::sort(rates.begin(), rates.end());
+  return rates;
+}
+
 }  // namespace
 
 Peaks measure_peaks(CpuQueue& queue) {
   const kernels::PeakKernels& loops = ANNULUS_SELECT_ISA(queue.isa(), kPeakKernels);
   const auto threads = static_cast<size_t>(queue.threads());
   // Runs of about half a millisecond: some of them are not interrupted on a busy machine.
-  constexpr int64_t kIterations = 250'000, kFloats = int64_t{32} << 20, kSlices = 8;
+  constexpr int64_t kIterations = 250'000;
   constexpr int kRuns = 60;
   Peaks peaks;
   struct alignas(64) Line {
@@ -61,24 +87,21 @@ Peaks measure_peaks(CpuQueue& queue) {
   if (loops.dot != nullptr)
     peaks.bf16_gflops = best_rate(queue, kRuns, loops.dot_flops * kIterations,
                                   [&](int64_t i) { loops.dot(of(i), kIterations); });
-  std::vector<kernels::AlignedBytes> memory(threads);
-  for (auto& part : memory) {
-    part = kernels::allocate_aligned(kFloats * 4);
-    std::fill_n(reinterpret_cast<float*>(part.get()), kFloats, 1.0f);
-  }
-  constexpr int64_t kSlice = kFloats / kSlices;
-  for (int64_t slice = 0; slice < 4 * kSlices; ++slice)
-    peaks.read_gbytes =
-        std::max(peaks.read_gbytes, best_rate(queue, 1, kSlice * 4.0, [&](int64_t i) {
-                   const auto* p = reinterpret_cast<float*>(memory[static_cast<size_t>(i)].get());
-                   of(i)[0] = loops.read(p + slice % kSlices * kSlice, kSlice);
-                 }));
+  const auto memory = memory_to_read(queue.threads());
+  for (int run = 0; run < 4; ++run)
+    peaks.read_gbytes = std::max(peaks.read_gbytes, read_rates(queue, memory).back());
   return peaks;
 }
 
 Peaks measure_peaks(int threads) {
   CpuQueue queue(threads);
   return measure_peaks(queue);
+}
+
+ReadLimit::ReadLimit(int threads) : queue_(threads), memory_(memory_to_read(threads)) {}
+
+double ReadLimit::gbytes() {
+  return read_rates(queue_, memory_)[kSlices / 2];
 }
 
 namespace {

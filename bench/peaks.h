@@ -5,6 +5,9 @@
 // a second; each figure is the best of several short runs.
 #pragma once
 
+#include <vector>
+
+#include "kernels/core/memory.h"
 #include "kernels/cpu/queue.h"
 
 namespace annulus::bench {
@@ -17,6 +20,19 @@ struct Peaks {
 
 Peaks measure_peaks(kernels::CpuQueue& queue);
 Peaks measure_peaks(int threads);  // with the best ISA
+
+// Reads from memory on all threads of a queue of its own, over and over: what memory gives changes
+// within seconds where others share it, so a rate is set beside readings just before and after it.
+class ReadLimit {
+ public:
+  explicit ReadLimit(int threads);
+  // GB/s of a reading of some 10 ms.
+  double gbytes();
+
+ private:
+  kernels::CpuQueue queue_;
+  std::vector<kernels::AlignedBytes> memory_;  // one per thread
+};
 
 // How much more than one process `copies` independent ones multiply together, each pinned to a core
 // of its own and running for half a second. Forks: call before the process has other threads.
