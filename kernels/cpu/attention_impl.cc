@@ -93,25 +93,25 @@ void attend_tiled(const AttendBlock& block, std::byte* scratch) {
   const Bounds all = bounds(s.rows.position, 0, m);
 
   KeyTile tile;
-  const std::byte* rows[kTile];
   int64_t work = 0;
   for (int32_t first = block.first_key; first < block.last_key; first += kTile) {
     locate(block, first, tile);
     if (tile.lowest > all.highest) continue;
-    resolve(tile, 0, kTile, block.k_offset_bytes, rows);
     for (int key = 0; key < kTile; key += 16) {
       for (int32_t w = 0; w < words; w += 16) {
         Vec in[16];
         ANNULUS_UNROLL
         for (int j = 0; j < 16; ++j)
-          in[j] = Rows<Dot, E>::words(reinterpret_cast<const E*>(rows[key + j]) + w * Dot::kPerWord,
-                                      real_words - w);
+          in[j] = Rows<Dot, E>::words(
+              reinterpret_cast<const E*>(tile.rows[key + j] + block.k_offset_bytes) +
+                  w * Dot::kPerWord,
+              real_words - w);
         transpose(in, reinterpret_cast<float*>(s.k) + int64_t{w} * kTile + key, kTile);
       }
     }
-    resolve(tile, 0, kTile, block.v_offset_bytes, rows);
     for (int32_t w = 0; w < kTile / Dot::kPerWord; ++w)
-      Rows<Dot, E>::pack_values(rows, w, 0, d, columns, v + int64_t{w} * columns * Dot::kPerWord);
+      Rows<Dot, E>::pack_values(tile.rows, w, block.v_offset_bytes, d, columns,
+                                v + int64_t{w} * columns * Dot::kPerWord);
 
     // Groups of panels, so that K, then V, stay in the first cache.
     for (int32_t group = 0; group < panels; group += kGroupRows / kPanel) {
@@ -145,6 +145,16 @@ void attend_tiled(const AttendBlock& block, std::byte* scratch) {
   finish(block, s.rows, s.o, columns);
 }
 
+// K or V of one head, for some keys of a tile, where they lie.
+struct KvAt {
+  const std::byte* const* rows;
+  int64_t offset_bytes;
+  template <class E>
+  __attribute__((always_inline)) const E* key(int j) const {
+    return reinterpret_cast<const E*>(rows[j] + offset_bytes);
+  }
+};
+
 template <int kRows>
 struct RowCount {
   static constexpr int value = kRows;
@@ -169,12 +179,11 @@ ANNULUS_INLINE __m256 load_8(const bf16* p) {
 // its widening) serves all rows and 4 R sums hide the latency of an FMA. fetch: null if what is
 // read here was counted before.
 template <class E, int R>
-ANNULUS_INLINE void score_rows(const float* q, int32_t d, const std::byte* const* rows,
-                               float* scores, Fetch* fetch) {
+ANNULUS_INLINE void score_rows(const float* q, int32_t d, KvAt kv, float* scores, Fetch* fetch) {
   for (int key = 0; key < 16; key += 4) {
     if (fetch != nullptr) fetch->keys(int64_t{4} * d * int64_t{sizeof(E)});
     const E* k[4];
-    for (int j = 0; j < 4; ++j) k[j] = reinterpret_cast<const E*>(rows[key + j]);
+    for (int j = 0; j < 4; ++j) k[j] = kv.key<E>(key + j);
     __m256 acc[R][4];
     ANNULUS_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -206,7 +215,7 @@ ANNULUS_INLINE void score_rows(const float* q, int32_t d, const std::byte* const
 // and the V vector at hand fill the registers exactly.
 template <class E, int R>
 ANNULUS_INLINE void output_rows(float* o, int32_t d, const float* correction, const float* scores,
-                                const std::byte* const* rows, Fetch* fetch) {
+                                KvAt kv, Fetch* fetch) {
   for (int32_t c = 0; c < d; c += 32) {  // head_dim % 32 == 0
     __m256 acc[R][4];
     ANNULUS_UNROLL
@@ -216,7 +225,7 @@ ANNULUS_INLINE void output_rows(float* o, int32_t d, const float* correction, co
     }
     for (int key = 0; key < kTile; ++key) {
       if (fetch != nullptr) fetch->values(32 * int64_t{sizeof(E)});
-      const E* v = reinterpret_cast<const E*>(rows[key]) + c;
+      const E* v = kv.key<E>(key) + c;
       __m256 p[R];
       ANNULUS_UNROLL
       for (int r = 0; r < R; ++r) p[r] = _mm256_broadcast_ss(scores + r * kTile + key);
@@ -240,22 +249,22 @@ ANNULUS_INLINE void output_rows(float* o, int32_t d, const float* correction, co
 }
 
 template <class Dot, class E>
-ANNULUS_INLINE void score_keys(const float* q, int32_t m, int32_t d, const std::byte* const* rows,
-                               float* scores, Fetch& fetch) {
+ANNULUS_INLINE void score_keys(const float* q, int32_t m, int32_t d, KvAt kv, float* scores,
+                               Fetch& fetch) {
   by_rows<3>(
       m, [&](auto count, int32_t i) __attribute__((always_inline)) {
-        score_rows<E, decltype(count)::value>(q + int64_t{i} * d, d, rows, scores + i * kTile,
+        score_rows<E, decltype(count)::value>(q + int64_t{i} * d, d, kv, scores + i * kTile,
                                               i == 0 ? &fetch : nullptr);
       });
 }
 
 template <class Dot, class E>
 ANNULUS_INLINE void output_tile(float* o, int32_t m, int32_t d, const float* correction,
-                                const float* scores, const std::byte* const* rows, Fetch& fetch) {
+                                const float* scores, KvAt kv, Fetch& fetch) {
   by_rows<3>(
       m, [&](auto count, int32_t i) __attribute__((always_inline)) {
         output_rows<E, decltype(count)::value>(o + int64_t{i} * d, d, correction + i,
-                                               scores + i * kTile, rows, i == 0 ? &fetch : nullptr);
+                                               scores + i * kTile, kv, i == 0 ? &fetch : nullptr);
       });
 }
 
@@ -264,8 +273,8 @@ ANNULUS_INLINE void output_tile(float* o, int32_t m, int32_t d, const float* cor
 // Scores of R query rows q [R, words] against 16 keys: a half at a time, so that every load of K
 // serves all rows and 8 R sums hide the latency of a product.
 template <class Dot, class E, int R>
-ANNULUS_INLINE void score_rows(const typename Dot::Element* q, int32_t words,
-                               const std::byte* const* rows, float* scores) {
+ANNULUS_INLINE void score_rows(const typename Dot::Element* q, int32_t words, KvAt kv,
+                               float* scores) {
   Sums half[R][2];
   ANNULUS_UNROLL
   for (int h = 0; h < 2; ++h) {
@@ -282,7 +291,7 @@ ANNULUS_INLINE void score_rows(const typename Dot::Element* q, int32_t words,
         x[r] = Dot::load_words(q + (int64_t{r} * words + w) * Dot::kPerWord);
       ANNULUS_UNROLL
       for (int j = 0; j < 8; ++j) {
-        const auto* row = reinterpret_cast<const E*>(rows[8 * h + j]);
+        const auto* row = kv.key<E>(8 * h + j);
         const typename Dot::Operand y = Rows<Dot, E>::operand(row + w * Dot::kPerWord);
         ANNULUS_UNROLL
         for (int r = 0; r < R; ++r) acc[r][j] = Dot::mul_add(acc[r][j], x[r], y);
@@ -296,13 +305,13 @@ ANNULUS_INLINE void score_rows(const typename Dot::Element* q, int32_t words,
 }
 
 template <class Dot, class E>
-ANNULUS_INLINE void score_keys(const typename Dot::Element* q, int32_t m, int32_t d,
-                               const std::byte* const* rows, float* scores, Fetch& fetch) {
+ANNULUS_INLINE void score_keys(const typename Dot::Element* q, int32_t m, int32_t d, KvAt kv,
+                               float* scores, Fetch& fetch) {
   const int32_t words = d / Dot::kPerWord;
   fetch.keys(int64_t{16} * d * int64_t{sizeof(E)});
   by_rows<3>(
       m, [&](auto count, int32_t i) __attribute__((always_inline)) {
-        score_rows<Dot, E, decltype(count)::value>(q + int64_t{i} * d, words, rows,
+        score_rows<Dot, E, decltype(count)::value>(q + int64_t{i} * d, words, kv,
                                                    scores + i * kTile);
       });
 }
@@ -310,7 +319,7 @@ ANNULUS_INLINE void score_keys(const typename Dot::Element* q, int32_t m, int32_
 // R rows of o [R, d] take in a tile of V. fetch: null if what is read here was counted before.
 template <class Dot, class E, int R>
 ANNULUS_INLINE void output_rows(float* o, int32_t d, const float* correction, const float* scores,
-                                const std::byte* const* rows, Fetch* fetch) {
+                                KvAt kv, Fetch* fetch) {
   // Few rows take more columns at once where registers allow: more sums hide the latency.
   constexpr int kWide = kColumns > 1 ? kColumns : R <= 3 ? 2 : 1;
   constexpr int kLast = kWide > 1 ? 2 : 1;  // head_dim % 32 == 0
@@ -318,19 +327,19 @@ ANNULUS_INLINE void output_rows(float* o, int32_t d, const float* correction, co
   int32_t c = 0;
   for (; c + 16 * kWide <= d; c += 16 * kWide)
     accumulate<Dot, R, kWide>(o + c, d, correction, scores,
-                              RowsB<Dot, E, Fetch>{rows, c * kBytes, fetch});
+                              RowsB<Dot, E, Fetch>{kv.rows, kv.offset_bytes + c * kBytes, fetch});
   for (; c < d; c += 16 * kLast)
     accumulate<Dot, R, kLast>(o + c, d, correction, scores,
-                              RowsB<Dot, E, Fetch>{rows, c * kBytes, fetch});
+                              RowsB<Dot, E, Fetch>{kv.rows, kv.offset_bytes + c * kBytes, fetch});
 }
 
 template <class Dot, class E>
 ANNULUS_INLINE void output_tile(float* o, int32_t m, int32_t d, const float* correction,
-                                const float* scores, const std::byte* const* rows, Fetch& fetch) {
+                                const float* scores, KvAt kv, Fetch& fetch) {
   by_rows<4>(
       m, [&](auto count, int32_t i) __attribute__((always_inline)) {
         output_rows<Dot, E, decltype(count)::value>(o + int64_t{i} * d, d, correction + i,
-                                                    scores + i * kTile, rows,
+                                                    scores + i * kTile, kv,
                                                     i == 0 ? &fetch : nullptr);
       });
 }
@@ -348,7 +357,6 @@ void attend_few(const AttendBlock& block, std::byte* scratch) {
   Fetch fetch(block);
 
   KeyTile tile;
-  const std::byte* rows[kTile];
   const int32_t all_rows = m * block.kv_heads;
   for (int32_t first = block.first_key; first < block.last_key; first += kTile) {
     if (first != block.first_key && block.poll != nullptr) block.poll(block.poll_context);
@@ -358,8 +366,8 @@ void attend_few(const AttendBlock& block, std::byte* scratch) {
     for (int32_t key = 0; key < kTile; key += 16) {
       for (int32_t head = 0; head < block.kv_heads; ++head) {
         const int64_t at = int64_t{head} * m;
-        resolve(tile, key, 16, block.k_offset_bytes + head * head_bytes, rows);
-        score_keys<Dot, E>(reinterpret_cast<const typename Dot::Element*>(s.q) + at * d, m, d, rows,
+        score_keys<Dot, E>(reinterpret_cast<const typename Dot::Element*>(s.q) + at * d, m, d,
+                           {tile.rows + key, block.k_offset_bytes + head * head_bytes},
                            s.scores + at * kTile + key, fetch);
       }
     }
@@ -369,9 +377,8 @@ void attend_few(const AttendBlock& block, std::byte* scratch) {
     }
     for (int32_t head = 0; head < block.kv_heads; ++head) {
       const int64_t at = int64_t{head} * m;
-      resolve(tile, 0, kTile, block.v_offset_bytes + head * head_bytes, rows);
-      output_tile<Dot, E>(s.o + at * d, m, d, s.rows.correction + at, s.scores + at * kTile, rows,
-                          fetch);
+      output_tile<Dot, E>(s.o + at * d, m, d, s.rows.correction + at, s.scores + at * kTile,
+                          {tile.rows, block.v_offset_bytes + head * head_bytes}, fetch);
     }
   }
   finish(block, s.rows, s.o, d);

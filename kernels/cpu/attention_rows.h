@@ -23,14 +23,13 @@ inline constexpr int32_t kBlockRows = 48;
 #endif
 inline constexpr int64_t kPollWork = kBlockRows * kTile / 2;  // rows x keys between two polls
 
-alignas(64) static const std::byte kZeroRow[256 * sizeof(float)] = {};
-
 ANNULUS_INLINE int32_t round_up(int32_t n, int32_t to) {
   return (n + to - 1) / to * to;
 }
 
-// The keys [first, first + 64) of a block, as far as they exist: addresses of their rows (zeros in
-// place of padding) and positions, with the bounds of those that are not padding.
+// The keys [first, first + 64) of a block, as far as they exist: addresses of their rows (another
+// key's in place of padding: it weighs nothing) and positions, with the bounds of those that are
+// not padding.
 struct KeyTile {
   const std::byte* rows[kTile];
   alignas(64) int32_t positions[kTile];
@@ -47,6 +46,7 @@ static void locate(const AttendBlock& block, int32_t first, KeyTile& tile) {
   }
   tile.lowest = INT32_MAX;
   tile.highest = n < kTile ? INT32_MAX : INT32_MIN;
+  const std::byte* real = nullptr;
   for (int32_t i = 0; i < n; ++i) {
     int64_t row = first + i;
     if (block.pages != nullptr) {
@@ -60,20 +60,15 @@ static void locate(const AttendBlock& block, int32_t first, KeyTile& tile) {
     tile.rows[i] = block.base + row * block.row_bytes;
     tile.positions[i] = position;
     if (position > tile.highest) tile.highest = position;
-    if (position < tile.lowest) tile.lowest = position;
+    if (position < tile.lowest) {
+      tile.lowest = position;
+      real = tile.rows[i];
+    }
   }
-  for (int32_t i = n; i < kTile; ++i) {
-    tile.rows[i] = kZeroRow;
-    tile.positions[i] = INT32_MAX;
-  }
-}
-
-// Addresses of K or V of keys [first, first + count) of a tile; padding reads zeros.
-ANNULUS_INLINE void resolve(const KeyTile& tile, int first, int count, int64_t offset_bytes,
-                            const std::byte** rows) {
-  for (int i = 0; i < count; ++i)
-    rows[i] =
-        tile.positions[first + i] == INT32_MAX ? kZeroRow : tile.rows[first + i] + offset_bytes;
+  for (int32_t i = n; i < kTile; ++i) tile.positions[i] = INT32_MAX;
+  if (tile.highest < INT32_MAX) return;
+  for (int32_t i = 0; i < kTile; ++i)
+    if (tile.positions[i] == INT32_MAX) tile.rows[i] = real;
 }
 
 // State of the rows of a block, one entry per m.
