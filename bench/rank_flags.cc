@@ -10,7 +10,9 @@ namespace annulus::bench {
 using parallel::Op;
 
 void RankFlags::add_to(CLI::App& app) {
-  app.add_option("--model", options.model, "model file or folder")->required();
+  app.add_option("--model", options.model,
+                 "model file, folder, or synthetic:SHAPE (135M, 8B, layers=2,dim=512,heads=16,...)")
+      ->required();
   app.add_option("--tp", options.topology.tp, "tensor-parallel ranks");
   app.add_option("--cp", options.topology.cp, "context-parallel ranks");
   app.add_option("--threads", options.rank.threads, "threads a rank")->check(CLI::PositiveNumber);

@@ -25,6 +25,7 @@ struct RawTensor {
   std::optional<kernels::WeightFormat> format;
   std::vector<int64_t> shape;
   std::span<const std::byte> data;
+  int64_t row_stride_bytes = 0;  // 0: rows follow each other
 };
 using Directory = std::map<std::string, RawTensor>;
 
@@ -128,7 +129,8 @@ class Resolver {
             .rows = rows,
             .cols = cols,
             .first_col = 0,
-            .row_stride_bytes = cols / block.weights * block.bytes};
+            .row_stride_bytes = tensor.row_stride_bytes > 0 ? tensor.row_stride_bytes
+                                                            : cols / block.weights * block.bytes};
   }
 
   const Directory& directory_;
@@ -243,6 +245,12 @@ absl::StatusOr<std::string> only_gguf_in(const std::string& directory) {
 absl::StatusOr<Checkpoint> Checkpoint::open(const std::string& path,
                                             const ConfigOverrides& overrides) {
   Checkpoint checkpoint;
+  if (std::string_view(path).starts_with(kSyntheticPrefix)) {
+    const absl::Status status =
+        checkpoint.generate(std::string_view(path).substr(kSyntheticPrefix.size()), overrides);
+    if (!status.ok()) return status;
+    return checkpoint;
+  }
   std::error_code error;
   std::string file_path = path;
   if (fs::is_directory(path, error)) {
@@ -322,6 +330,47 @@ absl::Status Checkpoint::load_folder(const std::string& directory, const std::st
   fingerprint_ = fingerprint_of(config_, raw);
   directory_ = directory;
   files_ = std::move(folder->files);
+  return absl::OkStatus();
+}
+
+absl::Status Checkpoint::generate(std::string_view shape, const ConfigOverrides& overrides) {
+  absl::StatusOr<LlamaConfig> config = synthetic_config(shape, overrides);
+  if (!config.ok()) return config.status();
+  const LlamaConfig& c = *config;
+  const SyntheticWeights& weights = generated_.emplace(c);
+  Directory raw;
+  const auto matrix = [&](const std::string& name, int64_t rows, int64_t cols) {
+    raw[name] = {"BF16",
+                 kernels::WeightFormat::kBF16,
+                 {rows, cols},
+                 weights.matrix(name, rows, cols),
+                 SyntheticWeights::kRowStrideBytes};
+  };
+  const auto norm = [&](const std::string& name) {
+    raw[name] = {"BF16", kernels::WeightFormat::kBF16, {c.dim}, weights.ones(c.dim), 0};
+  };
+  const int64_t q_rows = int64_t{c.heads} * c.head_dim, kv_rows = int64_t{c.kv_heads} * c.head_dim;
+  const TensorNames& names = kFolderNames;
+  matrix(names.embedding, c.vocab, c.dim);
+  if (!c.tied_head) matrix(names.head, c.vocab, c.dim);
+  norm(names.output_norm);
+  for (int32_t i = 0; i < c.layers; ++i) {
+    const std::string prefix = absl::StrCat(names.layer_prefix, i, ".");
+    norm(prefix + names.attn_norm);
+    norm(prefix + names.ffn_norm);
+    matrix(prefix + names.q, q_rows, c.dim);
+    matrix(prefix + names.k, kv_rows, c.dim);
+    matrix(prefix + names.v, kv_rows, c.dim);
+    matrix(prefix + names.o, c.dim, q_rows);
+    matrix(prefix + names.gate, c.ffn, c.dim);
+    matrix(prefix + names.up, c.ffn, c.dim);
+    matrix(prefix + names.down, c.dim, c.ffn);
+  }
+  absl::StatusOr<ModelTensors> tensors = resolve(c, raw, names, c.name);
+  if (!tensors.ok()) return tensors.status();
+  tensors_ = *std::move(tensors);
+  fingerprint_ = fingerprint_of(c, raw);
+  config_ = *std::move(config);
   return absl::OkStatus();
 }
 

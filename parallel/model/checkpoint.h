@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// A model on disk: one view of GGUF files and Hugging Face folders. open() maps the files, reads
-// the config and resolves every tensor of a Llama by role, so that afterwards nothing can be
-// missing or misshapen; tensors that this engine would have to ignore (biases, experts) are
-// refused. Sources are views of the mappings and live as long as the Checkpoint (moves included).
-// Opening reads headers only and is cheap: the front end does it for config and tokenizer.
-// Immutable, so safe to read from any thread. Errors: NotFound or InvalidArgument naming file and
-// tensor.
+// A model on disk, or generated: one view of GGUF files, Hugging Face folders and shapes. open()
+// maps the files, reads the config and resolves every tensor of a Llama by role, so that afterwards
+// nothing can be missing or misshapen; tensors that this engine would have to ignore (biases,
+// experts) are refused. Sources are views of the mappings and live as long as the Checkpoint (moves
+// included). Opening reads headers only and is cheap: the front end does it for config and
+// tokenizer. Immutable, so safe to read from any thread. Errors: NotFound or InvalidArgument naming
+// file and tensor.
 #pragma once
 
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -18,6 +19,7 @@
 #include "parallel/model/config.h"
 #include "parallel/model/gguf.h"
 #include "parallel/model/mapped_file.h"
+#include "parallel/model/synthetic.h"
 
 namespace annulus::parallel {
 
@@ -40,14 +42,15 @@ struct ModelTensors {
 class Checkpoint {
  public:
   // path: a .gguf file, a folder with config.json and safetensors, a .safetensors file in such a
-  // folder, or a folder with exactly one .gguf file.
+  // folder, a folder with exactly one .gguf file, or "synthetic:SHAPE" (synthetic.h).
   static absl::StatusOr<Checkpoint> open(const std::string& path,
                                          const ConfigOverrides& overrides = {});
 
   const LlamaConfig& config() const { return config_; }
   const ModelTensors& tensors() const { return tensors_; }
 
-  // Where the tokenizer is: GGUF metadata, or else (nullptr) the folder with tokenizer.json.
+  // Where the tokenizer is: GGUF metadata, or else (nullptr) the folder with tokenizer.json, or
+  // nowhere (empty: a generated model).
   const GgufFile* gguf() const { return gguf_ ? &*gguf_ : nullptr; }
   const std::string& directory() const { return directory_; }
 
@@ -63,9 +66,11 @@ class Checkpoint {
   // single_file: the only safetensors file to read; empty = what the folder's index says.
   absl::Status load_folder(const std::string& directory, const std::string& single_file,
                            const ConfigOverrides& overrides);
+  absl::Status generate(std::string_view shape, const ConfigOverrides& overrides);
 
   std::vector<MappedFile> files_;
   std::optional<GgufFile> gguf_;
+  std::optional<SyntheticWeights> generated_;
   std::string directory_;
   LlamaConfig config_;
   ModelTensors tensors_;

@@ -9,6 +9,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "parallel/model/synthetic.h"
 #include "parallel/sharding.h"
 #include "server/app/cli_commands.h"
 #include "server/app/config.h"
@@ -63,7 +64,10 @@ struct ModelFlags {
   std::string rope_scaling, device = "cpu", cpu_isa = "auto", log_level = "info";
 
   void add_to(CLI::App& app) {
-    app.add_option("--model", model, "GGUF file, or folder with config.json and safetensors")
+    app.add_option(
+           "--model", model,
+           "GGUF file, folder with config.json and safetensors, or synthetic:SHAPE (135M, 1B, 8B, "
+           "70B, 405B, a config.json, layers=2,dim=512,heads=16,...: generated weights)")
         ->default_str("SmolLM2-135M-Instruct from deploy/fetch-model");
     app.add_option("--context", context, "tokens served; more than trained gives a warning")
         ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
@@ -94,6 +98,12 @@ struct ModelFlags {
   absl::StatusOr<std::string> path() const {
     const std::string wanted = model.empty() ? default_model_path() : model;
     std::error_code error;
+    if (wanted.starts_with(parallel::kSyntheticPrefix)) {
+      const std::string shape = wanted.substr(parallel::kSyntheticPrefix.size());
+      if (!std::filesystem::exists(shape, error)) return wanted;
+      return absl::StrCat(wanted.substr(0, parallel::kSyntheticPrefix.size()),
+                          std::filesystem::absolute(shape).lexically_normal().string());
+    }
     if (!std::filesystem::exists(wanted, error)) {
       return absl::NotFoundError(
           model.empty() ? absl::StrCat("no model at ", wanted,

@@ -14,8 +14,10 @@ absl::StatusOr<ServedModel> open_model(const std::string& path,
   ServedModel model;
   model.checkpoint = std::make_shared<const parallel::Checkpoint>(*std::move(checkpoint));
   const parallel::GgufFile* gguf = model.checkpoint->gguf();
-  auto tokenizer = gguf != nullptr ? tokenizer_from_gguf(*gguf)
-                                   : tokenizer_from_json(model.checkpoint->directory());
+  const std::string& directory = model.checkpoint->directory();
+  auto tokenizer = gguf != nullptr      ? tokenizer_from_gguf(*gguf)
+                   : !directory.empty() ? tokenizer_from_json(directory)
+                                        : byte_tokenizer(model.checkpoint->config().vocab);
   if (!tokenizer.ok()) return tokenizer.status();
   model.tokenizer = *std::move(tokenizer);
   return model;

@@ -50,4 +50,8 @@ absl::StatusOr<std::unique_ptr<const Tokenizer>> tokenizer_from_gguf(
 absl::StatusOr<std::unique_ptr<const Tokenizer>> tokenizer_from_json(
     const std::filesystem::path& path);
 
+// For a model without files: ids 0 to 255 are bytes, the last id ends an answer, others spell
+// their number. InvalidArgument: fewer than 257 ids.
+absl::StatusOr<std::unique_ptr<const Tokenizer>> byte_tokenizer(int32_t vocab);
+
 }  // namespace annulus::server

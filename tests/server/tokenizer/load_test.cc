@@ -238,5 +238,19 @@ TEST(LoadGguf, NamesFileAndFieldOfWhatIsWrong) {
   broken([](auto& f) { f.eos_id = -5; }, "EOS id -5");
 }
 
+// What a generated model answers with: any bytes go in and come out.
+TEST(ByteTokenizer, RoundTrips) {
+  const auto tokenizer = byte_tokenizer(300);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  const std::string text = "Ring 42\n\xc3\xa4";
+  const auto ids = (*tokenizer)->encode(text, false);
+  ASSERT_TRUE(ids.ok());
+  EXPECT_EQ(ids->size(), text.size());
+  EXPECT_EQ(*(*tokenizer)->decode(*ids, false), text);
+  EXPECT_EQ((*tokenizer)->token_bytes(256), "<256>");
+  EXPECT_EQ((*tokenizer)->eos_ids(), std::vector<int32_t>{299});
+  EXPECT_NE(byte_tokenizer(256).status().message().find("257"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace annulus::server
