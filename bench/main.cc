@@ -12,6 +12,7 @@
 #include "bench/link.h"
 #include "bench/policy.h"
 #include "bench/recall.h"
+#include "bench/regret.h"
 #include "bench/ring.h"
 #include "bench/soak.h"
 #include "bench/throughput.h"
@@ -31,6 +32,8 @@ constexpr Command kCommands[] = {
     {"ring", "bytes, balance, memory and overlap of ring steps against the formulas", bench_ring},
     {"policy", "miss-rate sweep: prediction, choice and measured time of each variant",
      bench_policy},
+    {"regret", "links x miss rates: what each way of choosing a variant loses to the fastest",
+     bench_regret},
     {"gemm", "linear layers against the peaks of this machine", bench_gemm},
     {"attention", "attention against the peaks of this machine", bench_attention},
     {"soak", "many streams at once: statuses, texts, and what stays behind", bench_soak},

@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "bench/rank_flags.h"
+#include "bench/variant_times.h"
 
 namespace annulus::bench {
 namespace {
@@ -16,33 +17,6 @@ struct Sweep {
   int total = 4096, repeats = 5;
   std::vector<double> miss_percent = {1, 2.5, 5, 10, 20, 40, 70, 100};
 };
-
-// Variants one after the other, again and again, on the same cached tokens: what they add is
-// truncated away.
-absl::Status measure_row(RankGroup& group, int32_t slot, int32_t cached, int32_t fresh, int repeats,
-                         std::vector<double> (&times)[kVariants], int64_t (&bytes)[kVariants]) {
-  const int32_t vocab = group.config().vocab;
-  StepPlan prepare;
-  if (cached > 0)
-    prepare = append_plan(slot, 0, cached, Variant::kPassKv, Placement::kPrompt, vocab);
-  prepare.ops = {admit_op(slot)};
-  if (auto r = group.run(prepare); !r.ok()) return r.status();
-  for (int repeat = 0; repeat <= repeats; ++repeat) {  // the first warms up
-    for (const Variant variant : kAllVariants) {
-      StepPlan plan = append_plan(slot, cached, fresh, variant, Placement::kPrompt, vocab);
-      plan.ops = {slot_op(Op::Kind::kTruncate, slot, cached)};
-      const auto results = group.run(plan);
-      if (!results.ok()) return results.status();
-      const size_t v = static_cast<size_t>(variant);
-      if (repeat > 0) times[v].push_back(attention_us(*results));
-      bytes[v] = 0;
-      for (const StepResult& r : *results) bytes[v] = std::max(bytes[v], r.groups[0].bytes_sent);
-    }
-  }
-  StepPlan end;
-  end.ops = {slot_op(Op::Kind::kRelease, slot)};
-  return group.run(end).status();
-}
 
 absl::Status run(const RankFlags& flags, const Sweep& sweep) {
   absl::StatusOr<std::unique_ptr<RankGroup>> started = RankGroup::start(flags.options);
@@ -68,23 +42,20 @@ absl::Status run(const RankFlags& flags, const Sweep& sweep) {
     const int32_t fresh =
         std::clamp(static_cast<int32_t>(std::lround(sweep.total * miss / 100)), 1, sweep.total);
     const int32_t cached = sweep.total - fresh;
-    std::vector<double> times[kVariants];
-    int64_t bytes[kVariants] = {};
-    if (absl::Status s = measure_row(group, slot++, cached, fresh, sweep.repeats, times, bytes);
-        !s.ok())
-      return s;
+    const auto times = measure_variants(group, slot++, cached, fresh, sweep.repeats);
+    if (!times.ok()) return times.status();
     const Load load{fresh, cached};
     const auto predictions = predict(group.policy(), {&load, 1});
     const Variant chosen = choose(group.policy(), {&load, 1});
     Variant fastest = Variant::kPassKv;
     double measured[kVariants];
     for (const Variant v : kAllVariants) {
-      measured[static_cast<size_t>(v)] = median(times[static_cast<size_t>(v)]);
+      measured[static_cast<size_t>(v)] = median(times->us[static_cast<size_t>(v)]);
       if (measured[static_cast<size_t>(v)] < measured[static_cast<size_t>(fastest)]) fastest = v;
     }
     std::printf("%6.1f %6d %6d |", miss, cached, fresh);
     for (size_t v = 0; v < kVariants; ++v) {
-      std::printf(" %8.2f %8.1f %8.1f |", static_cast<double>(bytes[v]) / 1e6,
+      std::printf(" %8.2f %8.1f %8.1f |", static_cast<double>(times->bytes[v]) / 1e6,
                   predictions[v].us / 1e3, measured[v] / 1e3);
     }
     const double loss =

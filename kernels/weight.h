@@ -74,11 +74,13 @@ class PackedMatrix {
   static constexpr int64_t kPanel = 32;
   // Sources are stacked along n (fused QKV, gate and up); all have the same cols. Where their
   // formats differ, or a column slice does not fall on a block edge, the wide format of the
-  // precision is used instead.
-  static PackedMatrix pack(std::span<const WeightSource> sources, Precision precision);
+  // precision is used instead. With a queue, on its threads.
+  static PackedMatrix pack(std::span<const WeightSource> sources, Precision precision,
+                           CpuQueue* queue = nullptr);
   // As other queues' matrices are loaded.
-  static PackedMatrix load(CpuQueue&, std::span<const WeightSource> sources, Precision precision) {
-    return pack(sources, precision);
+  static PackedMatrix load(CpuQueue& queue, std::span<const WeightSource> sources,
+                           Precision precision) {
+    return pack(sources, precision, &queue);
   }
 
   PackedMatrix() = default;

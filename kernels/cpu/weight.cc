@@ -9,6 +9,7 @@
 #include "kernels/core/dtype.h"
 #include "kernels/core/memory.h"
 #include "kernels/cpu/packed.h"
+#include "kernels/cpu/queue.h"
 
 namespace annulus::kernels {
 namespace {
@@ -112,24 +113,60 @@ void put_block(WeightFormat format, const std::byte* from, int64_t o, std::byte*
   }
 }
 
-void put_row(WeightFormat format, const WeightSource& source, int64_t r, int64_t o,
-             std::byte* panel, std::vector<float>& row) {
-  if (keeps_blocks(format)) {
-    WeightBlock block = block_of(format);
-    const std::byte* from =
-        source.data + r * source.row_stride_bytes + source.first_col / block.weights * block.bytes;
-    for (int64_t b = 0; b < source.cols / kBlockK; ++b)
-      put_block(format, from + b * block.bytes, o, panel + panel_bytes(format, b * kBlockK));
+// Row `row` of stacked sources.
+struct StackedRow {
+  const WeightSource* source;
+  int64_t row;
+};
+StackedRow stacked_row(std::span<const WeightSource> sources, int64_t row) {
+  for (const WeightSource& s : sources) {
+    if (row < s.rows) return {&s, row};
+    row -= s.rows;
+  }
+  return {nullptr, 0};
+}
+
+void put_block_row(WeightFormat format, const StackedRow& from, int64_t o, std::byte* panel) {
+  const WeightSource& s = *from.source;
+  const WeightBlock block = block_of(format);
+  const std::byte* row =
+      s.data + from.row * s.row_stride_bytes + s.first_col / block.weights * block.bytes;
+  for (int64_t b = 0; b < s.cols / kBlockK; ++b)
+    put_block(format, row + b * block.bytes, o, panel + panel_bytes(format, b * kBlockK));
+}
+
+// Columns [first, first + count) of a panel's 32 rows, [32][kPiece], between its columns.
+constexpr int64_t kPiece = 256;
+void put_columns(WeightFormat format, const float* rows, int64_t first, int64_t count,
+                 std::byte* panel) {
+  if (format == WeightFormat::kF32) {
+    auto* to = reinterpret_cast<float*>(panel) + first * 32;
+    for (int64_t k = 0; k < count; ++k)
+      for (int64_t o = 0; o < 32; ++o) to[k * 32 + o] = rows[o * kPiece + k];
     return;
   }
-  dequantise_row(source, r, row.data());
-  if (format == WeightFormat::kF32) {
-    auto* to = reinterpret_cast<float*>(panel);
-    for (int64_t k = 0; k < source.cols; ++k) to[k * 32 + o] = row[static_cast<size_t>(k)];
-  } else {
-    auto* to = reinterpret_cast<bf16*>(panel);
-    for (int64_t k = 0; k < source.cols; ++k)
-      to[k / 2 * 64 + o * 2 + k % 2] = to_bf16(row[static_cast<size_t>(k)]);
+  auto* to = reinterpret_cast<bf16*>(panel) + first * 32;
+  for (int64_t k = 0; k < count; ++k)
+    for (int64_t o = 0; o < 32; ++o) to[k / 2 * 64 + o * 2 + k % 2] = to_bf16(rows[o * kPiece + k]);
+}
+
+void pack_panel(WeightFormat format, std::span<const WeightSource> sources, int64_t first_row,
+                std::byte* panel) {
+  const int64_t cols = sources.front().cols;
+  std::memset(panel, 0, static_cast<size_t>(panel_bytes(format, cols)));
+  StackedRow rows[PackedMatrix::kPanel];
+  for (int64_t o = 0; o < PackedMatrix::kPanel; ++o) {
+    rows[o] = stacked_row(sources, first_row + o);
+    if (keeps_blocks(format) && rows[o].source != nullptr) put_block_row(format, rows[o], o, panel);
+  }
+  if (keeps_blocks(format)) return;
+  float values[PackedMatrix::kPanel * kPiece] = {};
+  for (int64_t first = 0; first < cols; first += kPiece) {
+    const int64_t count = std::min(kPiece, cols - first);
+    for (int64_t o = 0; o < PackedMatrix::kPanel; ++o)
+      if (rows[o].source != nullptr)
+        dequantise_row(rows[o].source->slice_cols(first, count), rows[o].row, values + o * kPiece);
+    put_columns(format, values, first, count, panel);
   }
 }
 
@@ -167,7 +204,8 @@ void dequantise_row(const WeightSource& source, int64_t r, float* out) {
   }
 }
 
-PackedMatrix PackedMatrix::pack(std::span<const WeightSource> sources, Precision precision) {
+PackedMatrix PackedMatrix::pack(std::span<const WeightSource> sources, Precision precision,
+                                CpuQueue* queue) {
   ANNULUS_CHECK(!sources.empty());
   PackedMatrix packed;
   packed.format_ = held_format(sources, precision);
@@ -176,15 +214,19 @@ PackedMatrix PackedMatrix::pack(std::span<const WeightSource> sources, Precision
     ANNULUS_CHECK(s.cols == packed.k_, s.cols, " and ", packed.k_);
     packed.n_ += s.rows;
   }
-  int64_t stride = panel_bytes(packed.format_, packed.k_);
-  packed.bytes_ = (packed.n_ + kPanel - 1) / kPanel * stride;
+  const int64_t stride = panel_bytes(packed.format_, packed.k_);
+  const int64_t panels = (packed.n_ + kPanel - 1) / kPanel;
+  packed.bytes_ = panels * stride;
   packed.data_.reset(allocate_aligned(packed.bytes_ + kReadPastEnd).release());
-  std::memset(packed.data_.get(), 0, static_cast<size_t>(packed.bytes_ + kReadPastEnd));
-  std::vector<float> row(static_cast<size_t>(packed.k_));
-  int64_t n = 0;
-  for (const WeightSource& s : sources)
-    for (int64_t r = 0; r < s.rows; ++r, ++n)
-      put_row(packed.format_, s, r, n % kPanel, packed.data_.get() + n / kPanel * stride, row);
+  std::memset(packed.data_.get() + packed.bytes_, 0, static_cast<size_t>(kReadPastEnd));
+  const auto put = [&](int64_t panel) {
+    pack_panel(packed.format_, sources, panel * kPanel, packed.data_.get() + panel * stride);
+  };
+  if (queue != nullptr) {
+    queue->parallel_for(panels, [&](int64_t panel, int) { put(panel); });
+  } else {
+    for (int64_t panel = 0; panel < panels; ++panel) put(panel);
+  }
   return packed;
 }
 

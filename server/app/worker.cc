@@ -297,8 +297,10 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
              .tp = topology.tp,
              .tp_rank = tp_rank,
              .precision = precision};
-    spdlog::info("rank {}: {} MB of weights loaded in {:.1f} s", assignment.world_rank(),
-                 device_.weight_bytes() >> 20, static_cast<double>(us_since(began)) * 1e-6);
+    const double seconds = static_cast<double>(us_since(began)) * 1e-6;
+    spdlog::info("rank {}: {} MB of weights loaded in {:.1f} s ({:.2f} GB/s)",
+                 assignment.world_rank(), device_.weight_bytes() >> 20, seconds,
+                 static_cast<double>(device_.weight_bytes()) * 1e-9 / seconds);
   } else {
     held_.world_rank = assignment.world_rank();
     spdlog::info("rank {}: epoch {} goes on with the weights that are here",

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bench/variant_times.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "bench/rank_flags.h"
+
+namespace annulus::bench {
+
+using namespace parallel;  // NOLINT: everything here is about ranks
+
+absl::StatusOr<VariantTimes> measure_variants(RankGroup& group, int32_t slot, int32_t cached,
+                                              int32_t fresh, int repeats) {
+  const int32_t vocab = group.config().vocab;
+  VariantTimes times;
+  StepPlan prepare;
+  if (cached > 0)
+    prepare = append_plan(slot, 0, cached, Variant::kPassKv, Placement::kPrompt, vocab);
+  prepare.ops = {admit_op(slot)};
+  if (auto r = group.run(prepare); !r.ok()) return r.status();
+  for (int repeat = 0; repeat <= repeats; ++repeat) {
+    for (int turn = 0; turn < kVariants; ++turn) {
+      // In rotating order, so that none always follows the same one.
+      const Variant variant = kAllVariants[(turn + repeat) % kVariants];
+      StepPlan plan = append_plan(slot, cached, fresh, variant, Placement::kPrompt, vocab);
+      plan.ops = {slot_op(Op::Kind::kTruncate, slot, cached)};
+      const auto results = group.run(plan);
+      if (!results.ok()) return results.status();
+      const auto v = static_cast<size_t>(variant);
+      if (repeat > 0) times.us[v].push_back(attention_us(*results));
+      times.bytes[v] = 0;
+      for (const StepResult& r : *results)
+        times.bytes[v] = std::max(times.bytes[v], r.groups[0].bytes_sent);
+    }
+  }
+  StepPlan end;
+  end.ops = {slot_op(Op::Kind::kRelease, slot)};
+  if (auto r = group.run(end); !r.ok()) return r.status();
+  return times;
+}
+
+MedianInterval median_interval(std::vector<double> samples) {
+  if (samples.empty()) return {};
+  std::sort(samples.begin(), samples.end());
+  const size_t n = samples.size();
+  // The k-th and the (n + 1 - k)-th smallest enclose the median unless fewer than k samples, of n
+  // fair coins, fall on one side.
+  size_t k = 0;
+  double chance = std::pow(0.5, static_cast<double>(n)), below = chance;
+  while (below <= 0.025 && k + 1 <= n / 2) {
+    ++k;
+    chance *= static_cast<double>(n - k + 1) / static_cast<double>(k);
+    below += chance;
+  }
+  const size_t first = k > 0 ? k - 1 : 0;
+  return {samples[first], median(samples), samples[n - 1 - first]};
+}
+
+}  // namespace annulus::bench
