@@ -83,6 +83,9 @@ class PackedMatrix {
     return pack(sources, precision, &queue);
   }
 
+  // What pack() would hold.
+  static int64_t bytes_of(std::span<const WeightSource> sources, Precision precision);
+
   PackedMatrix() = default;
   int64_t n() const { return n_; }
   int64_t k() const { return k_; }

@@ -44,6 +44,12 @@ struct RankOptions {
 AttentionShape attention_shape(const LlamaConfig& config, const Topology& topology,
                                kernels::Precision precision);
 
+// KV rows of a rank that is told none: a context spread over the CP ranks, an eighth for uneven
+// rows and other sequences, and some open pages.
+inline int64_t default_kv_rows(int64_t context, int32_t cp, int32_t page_tokens) {
+  return context / cp + context / (int64_t{8} * cp) + int64_t{64} * page_tokens;
+}
+
 class Rank {
  public:
   // `weights` are those of topology.tp_rank(world_rank). groups outlive the Rank.

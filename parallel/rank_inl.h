@@ -219,11 +219,7 @@ absl::StatusOr<std::unique_ptr<Rank>> Rank::create(
   }
   const int64_t context = options.context > 0 ? options.context : config.context;
   int64_t capacity = options.kv_capacity_rows;
-  if (capacity <= 0) {
-    // A context spread over the CP ranks, an eighth for uneven rows and other sequences, and some
-    // open pages.
-    capacity = context / topology.cp + context / (8 * topology.cp) + 64 * options.page_tokens;
-  }
+  if (capacity <= 0) capacity = default_kv_rows(context, topology.cp, options.page_tokens);
   try {
     return std::make_unique<rank_on::RankOn<Queue>>(config, std::move(weights), std::move(queue),
                                                     groups, topology, world_rank, epoch, options,

@@ -216,7 +216,7 @@ PackedMatrix PackedMatrix::pack(std::span<const WeightSource> sources, Precision
   }
   const int64_t stride = panel_bytes(packed.format_, packed.k_);
   const int64_t panels = (packed.n_ + kPanel - 1) / kPanel;
-  packed.bytes_ = panels * stride;
+  packed.bytes_ = bytes_of(sources, precision);
   packed.data_.reset(allocate_aligned(packed.bytes_ + kReadPastEnd).release());
   std::memset(packed.data_.get() + packed.bytes_, 0, static_cast<size_t>(kReadPastEnd));
   const auto put = [&](int64_t panel) {
@@ -228,6 +228,13 @@ PackedMatrix PackedMatrix::pack(std::span<const WeightSource> sources, Precision
     for (int64_t panel = 0; panel < panels; ++panel) put(panel);
   }
   return packed;
+}
+
+int64_t PackedMatrix::bytes_of(std::span<const WeightSource> sources, Precision precision) {
+  int64_t n = 0;
+  for (const WeightSource& s : sources) n += s.rows;
+  return (n + kPanel - 1) / kPanel *
+         panel_bytes(held_format(sources, precision), sources.front().cols);
 }
 
 void PackedMatrix::Free::operator()(std::byte* p) const {

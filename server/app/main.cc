@@ -17,6 +17,7 @@ constexpr const char* kExamples = R"(Examples:
   annulus chat                                  talk to it
   annulus generate --chat "Why is the sky blue?"
   annulus status                                ranks, KV use, what the ring chose
+  annulus plan --model synthetic:70B --tokens 1000000 --gpu H100-80G      which layouts hold it
 Every subcommand has --help with examples.)";
 
 int run(int argc, char** argv) {
@@ -32,6 +33,7 @@ int run(int argc, char** argv) {
   annulus::server::add_generate(app, command);
   annulus::server::add_chat(app, command);
   annulus::server::add_status(app, command);
+  annulus::server::add_plan(app, command);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& wanted) {  // --help, --version
