@@ -104,6 +104,7 @@ uint64_t digest_of(uint64_t start, const Item& item) {
   d.add(item.wanted.size(), 'w');
   for (const Wanted& wanted : item.wanted) {
     d.add(wanted.position).add(int32_t{wanted.sample}).add(wanted.target).add(wanted.top);
+    d.add(int32_t{wanted.logprob});
   }
   return d.value();
 }
