@@ -195,7 +195,8 @@ absl::Status UcxWire::open(const UcxOptions& options) {
   worker.thread_mode = UCS_THREAD_MODE_SERIALIZED;
   worker.flags = UCP_WORKER_FLAG_IGNORE_REQUEST_LEAK;  // of an epoch that ended in an error
   if (const ucs_status_t status = ucp_worker_create(context_, &worker, &worker_); status != UCS_OK)
-    return unavailable("creating a worker", status);
+    return unavailable("creating a worker (/dev/shm may be too small: mount it with 64 MiB a rank)",
+                       status);
   if (const ucs_status_t status = ucp_worker_get_efd(worker_, &event_fd_); status != UCS_OK)
     return unavailable("no transport that can wake a sleeping rank", status);
   return absl::OkStatus();

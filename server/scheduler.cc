@@ -55,7 +55,9 @@ absl::StatusOr<int64_t> Scheduler::submit(GenerateRequest request) {
   if (!serving_) return absl::UnavailableError("the ranks are not ready");
   absl::Status valid = check_request(request, limits_.vocab, limits_.debug_requests);
   if (!valid.ok()) return valid;
-  if (waiting() >= limits_.max_queue) {
+  // Those for which there is a place in the next step do not wait.
+  const int64_t places = std::max<int64_t>(limits_.max_running - running(), 0);
+  if (waiting() >= std::max<int64_t>(limits_.max_queue, places)) {
     return absl::ResourceExhaustedError(
         absl::StrCat(waiting(), " requests wait already; try again later"));
   }

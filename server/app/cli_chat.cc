@@ -92,6 +92,7 @@ int Conversation::run() {
   if (terminal_) std::printf("%s at %s. %s", model->name().c_str(), flags_.server.c_str(), kHelp);
   int code = 0;
   std::string line;
+  int line_number = 0;
   for (;;) {
     if (terminal_) {
       std::fputs("> ", stdout);
@@ -99,13 +100,19 @@ int Conversation::run() {
     }
     if (!std::getline(std::cin, line)) break;
     line = std::string(absl::StripAsciiWhitespace(line));
+    ++line_number;
     if (line.empty()) continue;
     if (line == "/quit" || line == "/exit") break;
     if (command(line)) continue;
     if (!terminal_) std::printf("> %s\n", line.c_str());
     if (const absl::Status status = say(line); !status.ok()) {
       code = report("chat", status);
-      if (!terminal_) break;  // a script should not go on
+      if (!terminal_) {  // a script should not go on
+        std::fprintf(stderr,
+                     "annulus chat: line %d was not answered, what follows it was not read\n",
+                     line_number);
+        break;
+      }
       code = 0;
     }
   }
@@ -199,8 +206,9 @@ int chat(const ChatFlags& flags) {
     }
   }).detach();
   const int code = conversation.run();
-  std::fflush(stdout);
-  _exit(code);  // the thread above has no end
+  const bool written = std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
+  if (!written) std::fprintf(stderr, "annulus chat: stdout cannot be written\n");
+  _exit(code == 0 && !written ? 1 : code);  // the thread above has no end
 }
 
 }  // namespace

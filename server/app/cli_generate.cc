@@ -32,7 +32,7 @@ constexpr const char* kExamples = R"(Examples:
   annulus generate --prompt "Once upon a time" --max-tokens 64 --temperature 0.8 --seed 7
   annulus generate --prompt-file book.txt --max-tokens 100     a progress bar shows the prefill
   annulus generate --tokens-file ids.bin --json                little-endian int32, or numbers as text
-  annulus generate --chat "And then?" --session s1 --stop "\n\n"
+  annulus generate --chat "And then?" --session s1 --stop $'\n\n'
   cat notes.txt | annulus generate
 Answers stream to stdout, figures and progress go to stderr.)";
 
@@ -51,12 +51,18 @@ struct GenerateFlags {
 absl::StatusOr<std::string> read_all(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   if (!in) return absl::NotFoundError(absl::StrCat("cannot read ", path));
-  std::ostringstream content;
-  if (in.peek() != std::ifstream::traits_type::eof()) content << in.rdbuf();
-  if (in.bad() || content.bad() || std::filesystem::is_directory(path)) {
+  constexpr size_t kMostBytes = size_t{2} << 30;  // no message holds more
+  std::string content;
+  std::vector<char> piece(size_t{1} << 20);
+  while (in.read(piece.data(), static_cast<std::streamsize>(piece.size())) || in.gcount() > 0) {
+    content.append(piece.data(), static_cast<size_t>(in.gcount()));
+    if (content.size() > kMostBytes)
+      return absl::InvalidArgumentError(absl::StrCat(path, " is too long for a prompt"));
+  }
+  if (in.bad() || std::filesystem::is_directory(path)) {
     return absl::InvalidArgumentError(absl::StrCat(path, " cannot be read: is it a file?"));
   }
-  return content.str();
+  return content;
 }
 
 // Numbers as text (separated by space, commas or brackets), or else packed already. Packed ids

@@ -45,6 +45,11 @@ int refuse(const char* command, absl::string_view line) {
   return 2;
 }
 
+std::string no_log_level(const std::string& level) {
+  return absl::StrCat("no log level \"", level,
+                      "\"; there are trace, debug, info, warn, error and off");
+}
+
 constexpr double kLongestTimeout_s = 1e7;  // four months
 
 // CLI::Range lets "nan" pass, and "inf" where its end is the largest number.
@@ -59,16 +64,18 @@ CLI::Validator between(double low, double high) {
 
 struct ModelFlags {
   std::string model;
+  const CLI::Option* given = nullptr;  // --model
   int64_t context = 0;
   double rope_theta = 0;
   std::string rope_scaling, device = "cpu", cpu_isa = "auto", log_level = "info";
 
   void add_to(CLI::App& app) {
-    app.add_option(
-           "--model", model,
-           "GGUF file, folder with config.json and safetensors, or synthetic:SHAPE (135M, 1B, 8B, "
-           "70B, 405B, a config.json, layers=2,dim=512,heads=16,...: generated weights)")
-        ->default_str("SmolLM2-135M-Instruct from deploy/fetch-model");
+    given = app.add_option(
+                   "--model", model,
+                   "GGUF file, folder with config.json and safetensors, or synthetic:SHAPE (135M, "
+                   "1B, 8B, "
+                   "70B, 405B, a config.json, layers=2,dim=512,heads=16,...: generated weights)")
+                ->default_str("SmolLM2-135M-Instruct from deploy/fetch-model");
     app.add_option("--context", context, "tokens served; more than trained gives a warning")
         ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
         ->default_str("the model's");
@@ -96,6 +103,8 @@ struct ModelFlags {
 
   // The model's path, absolute, because workers may have another directory.
   absl::StatusOr<std::string> path() const {
+    if (given->count() > 0 && model.empty())
+      return absl::InvalidArgumentError("--model is empty: name a file, or leave it out");
     const std::string wanted = model.empty() ? default_model_path() : model;
     std::error_code error;
     if (wanted.starts_with(parallel::kSyntheticPrefix)) {
@@ -124,7 +133,7 @@ int serve(ServeFlags& flags) {
   ServeConfig& config = flags.config;
   config.log_level = flags.model.log_level;
   if (!set_up_logging("serve", config.log_level)) {
-    return refuse("serve", absl::StrCat("no log level \"", config.log_level, "\""));
+    return refuse("serve", no_log_level(config.log_level));
   }
   const auto path = flags.model.path();
   if (!path.ok()) return refuse("serve", path.status().message());
@@ -175,7 +184,7 @@ int work(WorkerFlags& flags) {
   const std::string who =
       options.wanted_rank < 0 ? "worker" : absl::StrCat("rank ", options.wanted_rank);
   if (!set_up_logging(who, flags.model.log_level)) {
-    return refuse("worker", absl::StrCat("no log level \"", flags.model.log_level, "\""));
+    return refuse("worker", no_log_level(flags.model.log_level));
   }
   const auto path = flags.model.path();
   if (!path.ok()) return refuse("worker", path.status().message());
@@ -242,7 +251,7 @@ void add_serve(CLI::App& app, Command& run) {
   option("--drain-timeout", config.drain_timeout_s, "seconds that answers may run on after SIGTERM")
       ->check(between(0, kLongestTimeout_s));
   option("--orphan-timeout", config.orphan_timeout_s,
-         "seconds that workers outlive a lost front end")
+         "seconds that external workers outlive a lost front end; local ones end with it")
       ->check(between(0, kLongestTimeout_s));
   serve_app->add_option("--ready-file", config.ready_file,
                         "gets the port once the ranks are ready");

@@ -48,11 +48,18 @@ int run(int argc, char** argv) {
   return command();
 }
 
+// An answer that could not be written is no answer.
+int flushed(int code) {
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;
+  std::fprintf(stderr, "annulus: stdout cannot be written: is the disk full?\n");
+  return code == 0 ? 1 : code;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   try {
-    return run(argc, argv);
+    return flushed(run(argc, argv));
   } catch (const std::exception& error) {  // of memory, threads: what nobody below could mend
     std::fprintf(stderr, "annulus: %s\n", error.what());
     return 1;

@@ -26,6 +26,7 @@
 #include "server/app/local_workers.h"
 #include "server/app/served_model.h"
 #include "server/engine.h"
+#include "server/host_port.h"
 #include "server/one_line.h"
 #include "server/rpc/control_service.h"
 #include "server/rpc/public_server.h"
@@ -194,7 +195,7 @@ absl::Status FrontEnd::start_workers() {
   // The wildcard address is no place to connect to.
   const bool any = config_.control_host == "0.0.0.0" || config_.control_host == "::";
   const std::string address =
-      absl::StrCat(any ? "127.0.0.1" : config_.control_host, ":", control_->port());
+      join_host_port(any ? "127.0.0.1" : config_.control_host, control_->port());
   LocalWorkers::Options options;
   for (int rank = 0; rank < world; ++rank) {
     LocalWorkers::Child child;
@@ -222,7 +223,7 @@ void FrontEnd::print_external_commands() const {
               config_.topology.world());
   for (int rank = 0; rank < config_.topology.world(); ++rank) {
     std::vector<std::string> command = {"annulus",   "worker",
-                                        "--connect", absl::StrCat(host, ":", control_->port()),
+                                        "--connect", join_host_port(host, control_->port()),
                                         "--rank",    absl::StrCat(rank)};
     const std::vector<std::string> flags = worker_flags(config_);
     command.insert(command.end(), flags.begin(), flags.end());
@@ -235,14 +236,16 @@ void FrontEnd::print_external_commands() const {
 
 void FrontEnd::announce() {
   const parallel::LlamaConfig& llama = model_.checkpoint->config();
-  const std::string host = config_.host == "0.0.0.0" ? "127.0.0.1" : config_.host;
+  const bool any = config_.host == "0.0.0.0" || config_.host == "::";
+  const std::string host = any ? "127.0.0.1" : config_.host;
   const std::string ranks =
       config_.device == "cuda"
           ? "a GPU a rank"
           : absl::StrCat(kernels::name(config_.isa), ", ", config_.threads, " threads a rank");
-  std::printf("annulus: ready on %s:%d (tp %d x cp %d, %s, context %lld, %s)\n", host.c_str(),
-              public_server_->port(), config_.topology.tp, config_.topology.cp, llama.name.c_str(),
-              static_cast<long long>(llama.context), ranks.c_str());
+  std::printf("annulus: ready on %s (tp %d x cp %d, %s, context %lld, %s)\n",
+              join_host_port(host, public_server_->port()).c_str(), config_.topology.tp,
+              config_.topology.cp, llama.name.c_str(), static_cast<long long>(llama.context),
+              ranks.c_str());
   std::fflush(stdout);
 }
 

@@ -75,6 +75,7 @@ class Session {
       : options_(options), checkpoint_(checkpoint), device_(device), held_(held), client_(client) {}
 
   SessionEnd run();
+  bool heard() const { return heard_; }  // after run(): whether a front end said anything
 
  private:
   void read_loop();
@@ -110,6 +111,7 @@ class Session {
   std::string over_why_;
   int aborting_ = 0;  // threads inside abort(), with a reference of their own
   bool ended_ = false;
+  bool heard_ = false;
 };
 
 SessionEnd Session::run() {
@@ -131,6 +133,7 @@ SessionEnd Session::run() {
   SessionEnd end = SessionEnd::kDisconnected;
   for (;;) {
     const std::optional<v1::FrontMessage> message = inbox_.pop();
+    heard_ = heard_ || message.has_value();
     if (!message || !handle(*message, end)) break;
   }
   drop_epoch();
@@ -443,26 +446,33 @@ int run_worker(const WorkerOptions& options) {
   HeldWeights held;
   absl::Time last_contact = absl::Now();
   absl::Duration retry = kFirstRetry;
-  for (;;) {
+  for (bool tried = false;; tried = true) {
     const absl::Duration left = options.orphan_timeout - (absl::Now() - last_contact);
-    if (left <= absl::ZeroDuration()) {
+    if (tried && left <= absl::ZeroDuration()) {
       spdlog::error("no front end at {} for {}: ending", options.connect,
                     absl::FormatDuration(options.orphan_timeout));
       return 1;
     }
     auto client = ControlClient::connect(options.connect, options.max_message_bytes,
-                                         std::min(left, kLongestRetry));
+                                         tried ? std::min(left, kLongestRetry) : kLongestRetry);
     if (client.ok()) {
       const absl::Time attached = absl::Now();
-      const SessionEnd end = Session(options, *checkpoint, **device, held, **client).run();
+      Session session(options, *checkpoint, **device, held, **client);
+      const SessionEnd end = session.run();
       if (end == SessionEnd::kShutdown) return 0;
       if (end == SessionEnd::kRefused) return 2;
-      if (end == SessionEnd::kDisconnected) {
-        spdlog::warn("the front end at {} is gone: weights stay, attaching again", options.connect);
-      }
-      last_contact = absl::Now();
       // A server that accepts and hangs up at once is no contact.
-      if (last_contact - attached > kLongestRetry) retry = kFirstRetry;
+      const bool stayed = absl::Now() - attached > kLongestRetry;
+      if (stayed) retry = kFirstRetry;
+      if (stayed || session.heard()) last_contact = absl::Now();
+      if (end == SessionEnd::kDisconnected && (stayed || session.heard())) {
+        spdlog::warn("the front end at {} is gone: weights stay, attaching again", options.connect);
+      } else if (end == SessionEnd::kDisconnected) {
+        spdlog::warn(
+            "{} hangs up without a word: is it a front end's control address (not the "
+            "public one)?",
+            options.connect);
+      }
     }
     absl::SleepFor(std::min(retry, std::max(left, absl::ZeroDuration())));
     retry = std::min(retry * 2, kLongestRetry);

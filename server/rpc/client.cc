@@ -17,6 +17,12 @@ namespace {
 
 constexpr std::chrono::seconds kQuick{10};  // for calls that compute nothing
 
+// gRPC's own words where a connection breaks under a call.
+bool channel_lost(const std::string& message) {
+  return message.starts_with("Socket closed") || message.starts_with("Connection reset") ||
+         message.starts_with("recvmsg");
+}
+
 }  // namespace
 
 struct InferenceClient::Impl {
@@ -28,11 +34,21 @@ struct InferenceClient::Impl {
 
   absl::Status explain(const grpc::Status& status) const {
     absl::Status out = from_grpc(status);
+    const auto hint = [&](const char* what) {
+      return absl::StrCat(what, address,
+                          ": start one with `annulus serve`, or name another with --server "
+                          "HOST:PORT");
+    };
+    if (absl::IsUnknown(out))  // no channel could be made of it
+      return absl::InvalidArgumentError(
+          absl::StrCat("--server \"", address, "\" is not HOST:PORT"));
+    if (absl::IsUnimplemented(out))
+      return absl::UnimplementedError(hint("no public annulus server answers at "));
+    if (absl::IsDeadlineExceeded(out))
+      return absl::DeadlineExceededError(hint("nothing came in time from "));
     // A server's own UNAVAILABLE comes over a connection that stands.
     if (!absl::IsUnavailable(out) || channel->GetState(false) == GRPC_CHANNEL_READY) return out;
-    return absl::UnavailableError(
-        absl::StrCat("no server answers at ", address,
-                     ": start one with `annulus serve`, or name another with --server HOST:PORT"));
+    return absl::UnavailableError(hint("no server answers at "));
   }
 
   template <class Request, class Response, class Method>
@@ -76,6 +92,11 @@ absl::Status InferenceClient::generate(
   {
     const std::lock_guard lock(impl_->mutex);
     impl_->running = nullptr;
+  }
+  if (answered && status.error_code() == grpc::StatusCode::UNAVAILABLE &&
+      channel_lost(status.error_message())) {
+    return absl::UnavailableError(absl::StrCat("the connection to ", impl_->address,
+                                               " broke while it answered: is the server gone?"));
   }
   if (answered) return from_grpc(status);  // the server was there
   return impl_->explain(status);

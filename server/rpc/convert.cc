@@ -33,8 +33,7 @@ absl::Status no_tokenizer() {
 
 absl::StatusOr<int32_t> token_id(uint32_t id, int32_t vocab, const char* field, int64_t index) {
   if (id >= static_cast<uint32_t>(vocab)) {
-    return invalid(field, "[", index, "] is ", static_cast<int32_t>(id),
-                   ": the vocabulary has ids 0 to ", vocab - 1);
+    return invalid(field, "[", index, "] is ", id, ": the vocabulary has ids 0 to ", vocab - 1);
   }
   return static_cast<int32_t>(id);
 }

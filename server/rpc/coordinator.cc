@@ -126,7 +126,7 @@ void EpochCoordinator::on_register(WorkerId id, Worker& worker, const v1::Regist
   if (message.model_fingerprint() != plan_.model_fingerprint) {
     return refuse(id,
                   "this worker holds another model than the front end: give it the same --model, "
-                  "--rope-theta and --rope-scaling",
+                  "--context, --rope-theta and --rope-scaling",
                   now);
   }
   if (message.wanted_rank() >= world) {

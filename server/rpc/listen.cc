@@ -7,13 +7,9 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "server/host_port.h"
 
 namespace annulus::server {
-
-std::string join_host_port(const std::string& host, int port) {
-  const bool bare_ipv6 = host.find(':') != std::string::npos && host.front() != '[';
-  return bare_ipv6 ? absl::StrCat("[", host, "]:", port) : absl::StrCat(host, ":", port);
-}
 
 absl::StatusOr<Listening> listen(const std::string& host, int port, int64_t max_message_bytes,
                                  int64_t buffer_bytes,

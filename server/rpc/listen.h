@@ -27,7 +27,4 @@ struct Listening {
 absl::StatusOr<Listening> listen(const std::string& host, int port, int64_t max_message_bytes,
                                  int64_t buffer_bytes, const std::vector<grpc::Service*>& services);
 
-// "host:port", an IPv6 host in brackets.
-std::string join_host_port(const std::string& host, int port);
-
 }  // namespace annulus::server

@@ -21,7 +21,9 @@ constexpr int64_t kMaxHoles = 1 << 16;  // ids without a token; more is a broken
 absl::StatusOr<std::string> read_file(const std::filesystem::path& path) {
   std::error_code error;
   const std::uintmax_t size = std::filesystem::file_size(path, error);
-  if (error) return absl::NotFoundError(concat(path.string(), ": ", error.message()));
+  if (error)
+    return absl::NotFoundError(
+        concat(path.string(), ": ", error.message(), "; the model's folder needs this file"));
   if (size > kMaxFileBytes)
     return absl::InvalidArgumentError(
         concat(path.string(), ": ", size, " bytes; a tokenizer file has at most ", kMaxFileBytes));
@@ -41,7 +43,8 @@ absl::StatusOr<Json> read_json(const std::filesystem::path& path) {
       return absl::InvalidArgumentError(concat(path.string(), ": is not a JSON object"));
     return json;
   } catch (const Json::exception& error) {  // the only way to learn where it is malformed
-    return absl::InvalidArgumentError(concat(path.string(), ": ", error.what()));
+    return absl::InvalidArgumentError(
+        concat(path.string(), ": is damaged, fetch it again (", error.what(), ")"));
   }
 }
 

@@ -2,6 +2,7 @@
 // What the program says: to wrong flags, to wrong files, and to people.
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -54,7 +55,7 @@ TEST(Cli, ATpThatDoesNotDivideNamesThoseThatDo) {
 
 TEST(Cli, HelpTeachesByExample) {
   EXPECT_EQ(annulus({"--version"}).out.substr(0, 8), "annulus ");
-  for (const char* command : {"serve", "worker", "generate", "chat", "status"}) {
+  for (const char* command : {"serve", "worker", "generate", "chat", "status", "plan"}) {
     const Outcome outcome = annulus({command, "--help"});
     EXPECT_EQ(outcome.code, 0);
     EXPECT_NE(outcome.out.find(std::string("annulus ") + command), std::string::npos);
@@ -69,6 +70,32 @@ TEST(Cli, NobodyThereIsOneLineThatSaysWhatToDo) {
     arguments.insert(arguments.end(), {"--server", "127.0.0.1:1"});
     expect_one_line(annulus(arguments), 1, "annulus serve");
   }
+}
+
+TEST(Cli, AddressesThatAreNoneAreOneLine) {
+  expect_one_line(annulus({"status", "--server", ""}), 2, "HOST:PORT");
+  expect_one_line(annulus({"generate", "--prompt", "x", "--server", "ipv4:1"}), 2, "HOST:PORT");
+  expect_one_line(annulus({"serve", "--model", ""}), 2, "--model is empty");
+}
+
+TEST(Cli, AnAnswerThatCannotBeWrittenFails) {
+  const std::string command = bench::annulus_binary() + " --help >/dev/full 2>/dev/null";
+  EXPECT_EQ(WEXITSTATUS(std::system(command.c_str())), 1);
+}
+
+// IPv6 addresses are printed, and passed on, as they can be used; local workers attach at once, so
+// no time without a front end is too short; what runs at once does not wait.
+TEST(Cli, OddSettingsServe) {
+  Process server({"serve", "--model", tiny_model_file(), "--threads", "1", "--port", "0",
+                  "--listen", "::1", "--control-listen", "::1", "--orphan-timeout", "0",
+                  "--max-queue", "0"});
+  ASSERT_TRUE(server.wait_for_output("ready on [::1]:")) << server.err();
+  const std::string out = server.out();
+  const size_t at = out.find("[::1]:");
+  const std::string address = out.substr(at, out.find(' ', at) - at);
+  const Outcome answer =
+      annulus({"generate", "--prompt", "x", "--max-tokens", "2", "--server", address});
+  EXPECT_EQ(answer.code, 0) << answer.err;
 }
 
 class CliWithServer : public ::testing::Test {
@@ -127,6 +154,13 @@ TEST_F(CliWithServer, ErrorsAreOneLineWithTheirCode) {
   const std::string broken = scratch_directory() + "/broken";
   write_file(broken, std::string_view("12345"));  // one id, and not in the vocabulary
   expect_one_line(client({"generate", "--tokens-file", broken}), 2, "packed_tokens[0]");
+}
+
+TEST_F(CliWithServer, APublicPortIsNoControlPort) {
+  const Outcome worker = annulus({"worker", "--connect", server_->address(), "--secret", "s",
+                                  "--model", tiny_model_file(), "--orphan-timeout", "1"});
+  EXPECT_EQ(worker.code, 1);
+  EXPECT_NE(worker.err.find("control address"), std::string::npos) << worker.err;
 }
 
 TEST_F(CliWithServer, APortInUseIsOneLine) {
