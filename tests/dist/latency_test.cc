@@ -3,10 +3,6 @@
 // input.
 #include <gtest/gtest.h>
 
-#include <sys/socket.h>
-#include <unistd.h>
-
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -76,7 +72,7 @@ TEST_F(BenchWithServer, LatencyMeasuresEveryPointAndChecksEveryAnswer) {
     EXPECT_EQ(row["ttft_ms"]["samples"].size(), 2u);
     EXPECT_EQ(row["ttit_ms"]["samples"].size(), 3u);
     EXPECT_GT(row["ttft_ms"]["median"], 0);
-    if (row["variant"] != "auto") EXPECT_EQ(row["chosen"], row["variant"]);
+    EXPECT_TRUE(row["variant"] == "auto" || row["chosen"] == row["variant"]) << row;
     // Parts add up to the steps; all of it is there.
     for (const char* phase : {"prefill", "decode"}) {
       const nlohmann::json& spent = row["breakdown_us"][phase];
