@@ -99,7 +99,8 @@ absl::Status check_options(const Options& options) {
   }
   if (!options.serve_flags.empty() && options.model.empty())
     return absl::InvalidArgumentError("flags behind -- are those of servers started with --model");
-  return absl::OkStatus();
+  if (absl::Status s = check_writable(options.json); !s.ok()) return s;
+  return check_writable(options.csv);
 }
 
 absl::Status run(Options& options) {
@@ -158,7 +159,8 @@ int bench_latency(int argc, char** argv) {
       ->delimiter(',')
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
-  app.add_option("--from", o.from, "results of --json instead of a measurement: merged");
+  app.add_option("--from", o.from,
+                 "results of --json instead of a measurement, merged; the first has the reference");
   app.add_option("--lengths", o.plan.lengths, "tokens of the whole prompt")
       ->delimiter(',')
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))

@@ -153,6 +153,15 @@ absl::Status write_file(const std::string& path, const std::string& content) {
   return absl::InvalidArgumentError(absl::StrCat("cannot write ", path));
 }
 
+absl::Status check_writable(const std::string& path) {
+  const fs::path folder = fs::path(path).has_parent_path() ? fs::path(path).parent_path() : ".";
+  std::error_code ignored;
+  if (path.empty() || (fs::is_directory(folder, ignored) && access(folder.c_str(), W_OK) == 0 &&
+                       !fs::is_directory(path, ignored)))
+    return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("cannot write ", path));
+}
+
 absl::StatusOr<std::string> plotting_python(const std::string& wanted) {
   const std::string installed = cache_folder() + "/annulus/venv/bin/python";
   std::error_code ignored;

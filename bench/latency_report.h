@@ -19,6 +19,8 @@ void print_row(const LatencyRow& row, double bound);
 void print_verdict(const LatencyRun& run);
 
 absl::Status write_file(const std::string& path, const std::string& content);
+// Asked before anything is measured; "" is no file.
+absl::Status check_writable(const std::string& path);
 
 // The interpreter: `wanted`, else that of deploy/install --tests, else python3. An error where it
 // cannot draw: said before anything is measured.

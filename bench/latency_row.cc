@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <functional>
 #include <iterator>
+#include <set>
 #include <tuple>
 #include <utility>
 
@@ -64,6 +66,16 @@ LatencyRow row_from_json(const nlohmann::json& json) {
   for (const nlohmann::json& token : json.at("answer"))
     row.answer.push_back({token.at(0), token.at(1), token.at(2)});
   return row;
+}
+
+// Throws where something is missing that is printed or drawn later.
+void check_server(const nlohmann::json& server) {
+  for (const char* field : {"address", "tp", "cp", "context", "ranks"}) server.at(field);
+  for (const nlohmann::json& rank : server.at("ranks")) {
+    for (const char* field :
+         {"world_rank", "tp_rank", "cp_rank", "pid", "host", "device", "threads"})
+      rank.at(field);
+  }
 }
 
 auto key(const LatencyRow& row) {
@@ -139,6 +151,9 @@ absl::StatusOr<LatencyRun> run_from_json(const nlohmann::json& json) {
   try {
     run.parameters = json.at("parameters");
     run.servers = json.at("servers");
+    if (!run.parameters.is_object() || !run.servers.is_array())
+      return absl::InvalidArgumentError("damaged result: parameters or servers");
+    for (const nlohmann::json& server : run.servers) check_server(server);
     json.at("model").get_to(run.model);
     json.at("precision").get_to(run.precision);
     for (const nlohmann::json& row : json.at("rows")) run.rows.push_back(row_from_json(row));
@@ -197,6 +212,17 @@ absl::StatusOr<LatencyRun> merge(std::vector<LatencyRun> runs) {
       }
     }
   }
+  std::set<int64_t> lengths;
+  std::set<double, std::greater<>> misses;
+  std::set<std::string> variants;
+  for (const LatencyRow& row : all.rows) {
+    lengths.insert(row.length);
+    misses.insert(row.miss);
+    variants.insert(row.variant);
+  }
+  all.parameters["lengths"] = lengths;
+  all.parameters["misses"] = misses;
+  all.parameters["variants"] = variants;
   check_rows(all);
   return all;
 }

@@ -165,6 +165,8 @@ absl::StatusOr<int> run(const Options& options) {
   const auto goodput = parse_goodput(options.goodput);
   if (!goodput.ok()) return goodput.status();
 
+  if (absl::Status s = check_writable(options.json); !s.ok()) return s;
+
   std::optional<ServerProcess> server;
   if (!options.model.empty()) {
     std::vector<std::string> flags = {"--model",     options.model,
@@ -245,7 +247,8 @@ int bench_serve(int argc, char** argv) {
   app.add_option("--rate", o.rate, "requests a second, Poisson; inf: all at once")
       ->check(number_up_to(0, std::numeric_limits<double>::infinity()))
       ->capture_default_str();
-  app.add_option("--concurrency", o.concurrency, "requests under way at most; 0: no limit")
+  app.add_option("--concurrency", o.concurrency,
+                 "requests under way at most; 0: as many as come, up to 1024")
       ->check(CLI::Range(0, kMostThreads))
       ->capture_default_str();
   app.add_option("--input-len", o.input, "tokens of a prompt: N, or LOW:HIGH drawn evenly")

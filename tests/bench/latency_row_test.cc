@@ -34,7 +34,12 @@ LatencyRun run(std::vector<LatencyRow> rows) {
   out.model = "tiny";
   out.precision = "fp32";
   out.parameters = {{"repetitions", 3}};
-  out.servers = {{{"cp", rows.front().cp}}};
+  out.servers = nlohmann::json::array();
+  out.servers.push_back({{"address", "a:1"},
+                         {"tp", 1},
+                         {"cp", rows.front().cp},
+                         {"context", 4096},
+                         {"ranks", nlohmann::json::array()}});
   out.rows = std::move(rows);
   check_rows(out);
   return out;
@@ -92,6 +97,11 @@ TEST(LatencyRun, WhatIsNoResultIsRefused) {
   damaged = to_json(run({row(1, "auto", 0)}));
   damaged["rows"][0]["answer"] = {{1, "x", 2}};
   EXPECT_FALSE(run_from_json(damaged).ok());
+  damaged = to_json(run({row(1, "auto", 0)}));
+  damaged["servers"][0]["ranks"] = {1};
+  EXPECT_FALSE(run_from_json(damaged).ok());
+  damaged["servers"] = "none";
+  EXPECT_FALSE(run_from_json(damaged).ok());
 }
 
 TEST(LatencyRun, MergingJoinsServersAndReplacesWhatWasMeasuredAgain) {
@@ -103,6 +113,7 @@ TEST(LatencyRun, MergingJoinsServersAndReplacesWhatWasMeasuredAgain) {
   ASSERT_EQ(all->rows.size(), 3u);
   EXPECT_EQ(all->rows[1].ttft_ms, std::vector<double>{5});
   EXPECT_EQ(all->servers.size(), 3u);
+  EXPECT_EQ(all->parameters["misses"], (std::vector<double>{1, row(1, "", 900).miss}));
   EXPECT_TRUE(all->rows[0].check.reference);
   EXPECT_FALSE(all->rows[1].check.reference);
 }

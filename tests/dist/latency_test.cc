@@ -171,6 +171,9 @@ TEST(BenchFlags, WrongOnesAreOneLine) {
   expect_one_line(annulus_bench({"latency", "--from", "/nowhere.json"}), "/nowhere.json");
   expect_one_line(annulus_bench({"latency", "--address", "127.0.0.1:1", "--", "--tp", "2"}),
                   "--model");
+  expect_one_line(
+      annulus_bench({"latency", "--address", "127.0.0.1:1", "--json", "/nowhere/a.json"}),
+      "/nowhere/a.json");
   expect_one_line(annulus_bench({"serve"}), "--address");
   expect_one_line(annulus_bench({"serve", "--address", "127.0.0.1:1", "--rate", "nan"}), "--rate");
   expect_one_line(annulus_bench({"serve", "--address", "127.0.0.1:1", "--input-len", "9:3"}),
