@@ -18,7 +18,7 @@ matplotlib.use("Agg")  # no display
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.patches import Patch  # noqa: E402
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator  # noqa: E402
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator  # noqa: E402
 
 VARIANTS = {  # Okabe and Ito's colours: told apart by everybody
     "pass-kv": ("pass-KV", "#0072B2", "o"),
@@ -56,7 +56,7 @@ def variant_name(variant):
 
 
 def duration(ms, _=None):
-    return f"{ms / 1000:g} s" if ms >= 1000 else f"{ms:g} ms"
+    return "0" if ms == 0 else f"{ms / 1000:g} s" if ms >= 1000 else f"{ms:g} ms"
 
 
 def percent(share):
@@ -69,9 +69,12 @@ def median(row, what):
 
 
 def spread(row, what):
-    """The median's distance to the least sample and to the 95th percentile."""
-    middle = median(row, what)
-    return middle - row[what]["min"], max(0, row[what]["p95"] - middle)
+    """The median's distance to the quartiles: what an error bar shows."""
+    samples = row[what]["samples"]
+    if len(samples) < 2:
+        return 0, 0
+    low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return middle - low, high - middle
 
 
 class Results:
@@ -106,20 +109,18 @@ def shades(count):
 
 def sizes_axis(axis, sizes, label):
     axis.set_xscale("log", base=2)
-    axis.set_xticks(sizes, [str(size) for size in sizes])
+    axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlabel(label)
 
 
 def times_axis(axis, label):
     axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
     axis.yaxis.set_major_formatter(FuncFormatter(duration))
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_ylabel(label)
-    low, high = axis.get_ylim()
-    if high / low < 12:  # less than a decade: some ticks between
-        ticks = [m * 10**e for e in range(-3, 9) for m in (1, 2, 3, 5) if low <= m * 10**e <= high]
-        axis.set_yticks(ticks)
 
 
 def title(figure_or_axis, text, subtitle):
@@ -128,7 +129,7 @@ def title(figure_or_axis, text, subtitle):
 
 
 def over_cp(results, what, heading, label, ideal):
-    """Figure 6 and Table 6 of the paper: one line a length, error bars from the least sample to the 95th percentile."""
+    """Figure 6 and Table 6 of the paper: one line a length; error bars span the middle half of the samples."""
     tp = results.values("tp")[0]
     lines = [(length, results.sweep("cp", length, what, tp=tp)) for length in results.values("length")]
     lines = [(length, points) for length, points in lines if len(points) > 1]
@@ -144,7 +145,12 @@ def over_cp(results, what, heading, label, ideal):
             axis.plot(sizes, [ms[0] * sizes[0] / size for size in sizes], color=colour, ls=":", lw=0.9)
     sizes_axis(axis, sorted({size for _, points in lines for size, _ in points}),
                f"context-parallel ranks (CP), each of TP {tp}")
-    times_axis(axis, label)
+    if ideal:
+        times_axis(axis, label)
+    else:
+        axis.set_ylim(bottom=0)
+        axis.yaxis.set_major_formatter(FuncFormatter(duration))
+        axis.set_ylabel(label)
     title(axis, heading, results.subtitle)
     handles, labels = axis.get_legend_handles_labels()
     handles, labels = handles[::-1], labels[::-1]  # as the lines lie
@@ -211,7 +217,10 @@ def over_miss_rate(results, tp, cp, length):
         times.plot(*zip(*picked), label="chosen by auto", **ring)
     times_axis(times, "TTFT")
     title(times, f"Partial prefill, CP {cp}, {tokens(length)} tokens cached and new", results.subtitle)
-    times.legend(loc="upper left")
+    handles, labels = times.get_legend_handles_labels()
+    rings = [i for i, label in enumerate(labels) if label == "chosen by auto"]  # last
+    order = [i for i in range(len(labels)) if i not in rings] + rings
+    times.legend([handles[i] for i in order], [labels[i] for i in order], loc="upper left")
 
     ratio = {m: median(by["pass-kv"][m], "ttft_ms") / median(by["pass-q"][m], "ttft_ms") for m in misses}
     ratios.axhline(1, color="#666666", lw=0.9)
@@ -253,7 +262,14 @@ def bars(axis, rows, phase, labels):
     axis.set_xticks(range(len(rows)), labels, fontsize=7)
     axis.grid(axis="x", visible=False)
     axis.margins(x=0.02, y=0.1)
+    axis.yaxis.set_major_formatter(FuncFormatter(duration))
     return seen
+
+
+def parts_legend(axis, seen):
+    handles = [Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=f"{name} (exposed)" if hatch else name)
+               for key, name, colour, hatch in PARTS if key in seen]
+    axis.legend(handles=handles[::-1], loc="upper left", bbox_to_anchor=(1.01, 1))
 
 
 def breakdown(results, heading, rows, labels):
@@ -266,15 +282,32 @@ def breakdown(results, heading, rows, labels):
     panels = 2 if decodes else 1
     figure, axes = plt.subplots(panels, 1, figsize=(max(4.4, 1.2 + 0.62 * len(rows)), 3.1 * panels), squeeze=False)
     seen = bars(axes[0][0], rows, "prefill", labels)
-    axes[0][0].set_ylabel("ms until the first token")
-    title(axes[0][0], heading, f"{results.subtitle}; above: exposed communication")
+    axes[0][0].set_ylabel("until the first token")
+    title(axes[0][0], heading, f"{results.subtitle}; above the bars: exposed communication")
     if decodes:
         seen += bars(axes[1][0], decodes, "decode", [label for row, label in zip(rows, labels) if row in decodes])
-        axes[1][0].set_ylabel("ms a token of the answer")
-    legend = [Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=f"{name} (exposed)" if hatch else name)
-              for key, name, colour, hatch in PARTS if key in seen]
-    axes[0][0].legend(handles=legend[::-1], loc="upper left", bbox_to_anchor=(1.01, 1))
+        axes[1][0].set_ylabel("a token of the answer")
+    parts_legend(axes[0][0], seen)
     figure.subplots_adjust(hspace=0.35)
+    return figure
+
+
+def breakdown_over_miss_rate(results, heading, columns):
+    """Table 5 of the paper; every miss rate has its own scale."""
+    columns = [(miss, [row for row in rows if row["breakdown_us"]["prefill"]]) for miss, rows in columns]
+    columns = [(miss, rows) for miss, rows in columns if rows]
+    if len(columns) < 2:
+        return None
+    width = sum(0.9 + 0.5 * len(rows) for _, rows in columns)
+    figure, axes = plt.subplots(1, len(columns), figsize=(width, 3.1), width_ratios=[len(rows) for _, rows in columns])
+    seen = []
+    for axis, (miss, rows) in zip(axes, columns):
+        seen += bars(axis, rows, "prefill", [variant_name(row["variant"]) for row in rows])
+        axis.set_xlabel(f"miss rate {percent(miss)}")
+    axes[0].set_ylabel("until the first token")
+    title(axes[0], heading, f"{results.subtitle}; above the bars: exposed communication")
+    parts_legend(axes[-1], seen)
+    figure.subplots_adjust(wspace=0.45)
     return figure
 
 
@@ -305,10 +338,9 @@ def breakdowns(results):
     if cp > 1 and len(misses) > 1:
         if len(misses) > 4:  # as many as can be read
             misses = [misses[round(i * (len(misses) - 1) / 3)] for i in range(4)]
-        rows = [row for miss in misses for row in forced(results.find(tp=tp, cp=cp, length=length, miss=miss))]
-        yield "breakdown_over_miss_rate", breakdown(
-            results, f"Where the time goes, CP {cp}, {tokens(length)} tokens, by miss rate", rows,
-            [f"{percent(row['miss'])}\n{variant_name(row['variant'])}" for row in rows])
+        yield "breakdown_over_miss_rate", breakdown_over_miss_rate(
+            results, f"Where the time goes, CP {cp}, {tokens(length)} tokens cached and new",
+            [(miss, forced(results.find(tp=tp, cp=cp, length=length, miss=miss))) for miss in misses])
 
 
 def figures(results):
