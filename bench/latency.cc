@@ -39,6 +39,7 @@ absl::Status measure(const std::string& address, const Options& options, double 
   const Client client(address);
   const auto served = client.reach();
   if (!served.ok()) return served.status();
+  if (absl::Status s = check_fits(options.plan, *served); !s.ok()) return s;
   if (run.rows.empty()) {
     run.model = served->model.name();
     run.precision = served->model.precision();

@@ -161,6 +161,9 @@ class Measurement {
                                              " were: somebody else uses the server"));
     }
     if (turn == 0) row.answer = checked(answer->tokens);
+    if (answer->tokens.empty() || row.answer.empty())
+      return explain(absl::AbortedError("the answer has no token"));
+    row.strayed += answer->tokens[0].id() != row.answer[0].id;
     if (counts) {
       const auto after = spent(client_, served_.cluster.epoch());
       if (!after.ok()) return after.status();
@@ -274,15 +277,17 @@ nlohmann::json describe(const std::string& address, const Served& served) {
           {"profile", profile}};
 }
 
-absl::Status measure_latency(const Client& client, const Served& served, const LatencyPlan& plan,
-                             const OnLatencyProgress& on_progress, const OnLatencyPoint& on_point) {
+absl::Status check_fits(const LatencyPlan& plan, const Served& served) {
   const int64_t longest = *std::max_element(plan.lengths.begin(), plan.lengths.end());
   const int64_t behind = std::max(kChecked, plan.output + 2);
-  if (longest + behind > served.model.served_context()) {
-    return absl::OutOfRangeError(absl::StrCat(
-        "length ", longest, " and ", behind, " tokens behind it do not fit the served context of ",
-        served.model.served_context(), "; lower --lengths or serve with a larger --context"));
-  }
+  if (longest + behind <= served.model.served_context()) return absl::OkStatus();
+  return absl::OutOfRangeError(absl::StrCat(
+      "length ", longest, " and ", behind, " tokens behind it do not fit the served context of ",
+      served.model.served_context(), "; lower --lengths or serve with a larger --context"));
+}
+
+absl::Status measure_latency(const Client& client, const Served& served, const LatencyPlan& plan,
+                             const OnLatencyProgress& on_progress, const OnLatencyPoint& on_point) {
   return Measurement(client, served, plan, on_progress).run(on_point);
 }
 

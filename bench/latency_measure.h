@@ -39,7 +39,11 @@ using OnLatencyPoint = std::function<void(std::vector<LatencyRow> rows)>;
 
 nlohmann::json describe(const std::string& address, const Served& served);
 
-// The reference of a length is what comes first, hence points with everything missing come first.
+// OUT_OF_RANGE where a prompt and what is decoded behind it exceed the served context.
+absl::Status check_fits(const LatencyPlan& plan, const Served& served);
+
+// The plan must fit. The reference of a length is what comes first, hence points with everything
+// missing come first.
 absl::Status measure_latency(const Client& client, const Served& served, const LatencyPlan& plan,
                              const OnLatencyProgress& on_progress, const OnLatencyPoint& on_point);
 

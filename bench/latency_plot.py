@@ -329,7 +329,8 @@ def breakdowns(results):
 
     def layout(row):
         where = f"CP {row['cp']}" + (f"\nTP {row['tp']}" if many_tp else "")
-        return where if row["cp"] == 1 else f"{where}\n{variant_name(row['variant'])}"
+        variant = row["chosen"] if row["variant"] == "auto" else row["variant"]
+        return where if row["cp"] == 1 else f"{where}\n{variant_name(variant)}"
 
     yield "breakdown_over_layouts", breakdown(results, f"Where the time goes, {tokens(length)} tokens", rows,
                                               [layout(row) for row in rows])

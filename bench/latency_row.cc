@@ -41,6 +41,7 @@ nlohmann::json to_json(const LatencyRow& row) {
           {"ttit_ms", samples(row.ttit_ms)},
           {"breakdown_us", {{"prefill", row.prefill_us}, {"decode", row.decode_us}}},
           {"answer", answer},
+          {"strayed", row.strayed},
           {"check",
            {{"ok", row.check.ok()},
             {"reference", row.check.reference},
@@ -63,6 +64,7 @@ LatencyRow row_from_json(const nlohmann::json& json) {
   json.at("ttit_ms").at("samples").get_to(row.ttit_ms);
   json.at("breakdown_us").at("prefill").get_to(row.prefill_us);
   json.at("breakdown_us").at("decode").get_to(row.decode_us);
+  json.at("strayed").get_to(row.strayed);
   for (const nlohmann::json& token : json.at("answer"))
     row.answer.push_back({token.at(0), token.at(1), token.at(2)});
   return row;
@@ -114,6 +116,9 @@ void check_rows(LatencyRun& run) {
     const size_t reference = references.try_emplace(row.length, i).first->second;
     row.check = compare(run.rows[reference].answer, row.answer, logprob_bound(run.precision));
     row.check.reference = reference == i;
+    const bool close =
+        !row.answer.empty() && row.answer.front().lead <= 2 * logprob_bound(run.precision);
+    if (!close) row.check.wrong += row.strayed;
   }
 }
 

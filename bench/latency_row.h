@@ -44,7 +44,8 @@ struct LatencyRow {
   std::string variant, chosen;           // auto or forced; most of the prompt's steps
   std::vector<double> ttft_ms, ttit_ms;  // samples
   Breakdown prefill_us, decode_us;       // of a request, of a token
-  std::vector<CheckedToken> answer;
+  std::vector<CheckedToken> answer;      // of the first turn
+  int strayed = 0;                       // later turns whose first token was another
   Correctness check;
 
   int64_t fresh() const { return length - cached; }

@@ -80,6 +80,14 @@ TEST(LatencyRun, TheFirstRowOfALengthIsItsReference) {
   EXPECT_EQ(wrong_rows(both), 0);
 }
 
+TEST(LatencyRun, ATurnThatAnswersOtherwiseIsWrong) {
+  LatencyRow strays = row(1, "auto", 0);
+  strays.strayed = 2;
+  EXPECT_EQ(wrong_rows(run({strays})), 1);
+  strays.answer[0].lead = kBound;  // as good as a tie
+  EXPECT_EQ(wrong_rows(run({strays})), 0);
+}
+
 TEST(LatencyRun, JsonComesBackAsItWas) {
   const LatencyRun before = run({row(1, "auto", 0), row(2, "pass-kv", 900)});
   const auto after = run_from_json(nlohmann::json::parse(to_json(before).dump()));
