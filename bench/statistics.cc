@@ -40,6 +40,7 @@ double deviation(std::span<const double> values) {
 std::vector<double> poisson_arrivals(int n, double rate, uint64_t seed) {
   std::mt19937_64 random(seed);
   std::vector<double> arrivals;
+  arrivals.reserve(static_cast<size_t>(n));
   double now_s = 0;
   for (int i = 0; i < n; ++i) {
     if (std::isfinite(rate)) now_s -= std::log1p(-uniform(random)) / rate;
@@ -51,6 +52,7 @@ std::vector<double> poisson_arrivals(int n, double rate, uint64_t seed) {
 std::vector<int> uniform_lengths(int n, int low, int high, uint64_t seed) {
   std::mt19937_64 random(seed);
   std::vector<int> lengths;
+  lengths.reserve(static_cast<size_t>(n));
   for (int i = 0; i < n; ++i)
     lengths.push_back(low + static_cast<int>(uniform(random) * (1.0 + high - low)));
   return lengths;
