@@ -9,11 +9,13 @@
 #include "bench/attention.h"
 #include "bench/gemm.h"
 #include "bench/golden.h"
+#include "bench/latency.h"
 #include "bench/link.h"
 #include "bench/policy.h"
 #include "bench/recall.h"
 #include "bench/regret.h"
 #include "bench/ring.h"
+#include "bench/serve_load.h"
 #include "bench/soak.h"
 #include "bench/throughput.h"
 
@@ -29,6 +31,10 @@ using namespace annulus::bench;  // NOLINT: the table below
 
 constexpr Command kCommands[] = {
     {"golden", "answers a case file of tests/golden through an engine of processes", bench_golden},
+    {"latency", "time to first token and between tokens over length, CP, TP, miss rate, variant",
+     bench_latency},
+    {"serve", "Poisson or closed-loop load; JSON with the names of vLLM's serving benchmark",
+     bench_serve},
     {"ring", "bytes, balance, memory and overlap of ring steps against the formulas", bench_ring},
     {"policy", "miss-rate sweep: prediction, choice and measured time of each variant",
      bench_policy},

@@ -53,10 +53,4 @@ double attention_us(const std::vector<parallel::StepResult>& results) {
   return most;
 }
 
-double median(std::vector<double> values) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
 }  // namespace annulus::bench

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bench/rank_group.h"
+#include "bench/statistics.h"
 
 namespace annulus::bench {
 
@@ -24,8 +25,6 @@ parallel::Op slot_op(parallel::Op::Kind kind, int32_t slot, int64_t length = 0);
 
 // Largest rank's microseconds in the attention of the step's only group, computing and waiting.
 double attention_us(const std::vector<parallel::StepResult>& results);
-
-double median(std::vector<double> values);
 
 inline constexpr parallel::Variant kAllVariants[] = {
     parallel::Variant::kPassKv, parallel::Variant::kPassQ, parallel::Variant::kGatherQ};

@@ -61,12 +61,6 @@ struct Costs {
   }
 };
 
-std::vector<int32_t> prompt_ids(int count, int32_t vocab) {
-  std::vector<int32_t> ids;
-  for (int64_t i = 0; i < count; ++i) ids.push_back(static_cast<int32_t>(i * 7919 % vocab));
-  return ids;
-}
-
 // What start() starts, on one core alone: the index-th that this process may use. A child's
 // affinity is its parent's.
 template <class Start>
@@ -118,7 +112,7 @@ class Served {
     client_.close_session(kSession).IgnoreError();
     v1::GenerateRequest request;
     request.set_session(kSession);
-    request.set_packed_tokens(pack_tokens(prompt_ids(tokens, vocab_)));
+    request.set_packed_tokens(pack_tokens(synthetic_ids(tokens, vocab_)));
     request.set_max_tokens(1);
     request.set_ignore_eos(true);
     const auto answer = client_.generate(request);

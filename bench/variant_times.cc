@@ -2,7 +2,6 @@
 #include "bench/variant_times.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "bench/rank_flags.h"
 
@@ -38,23 +37,6 @@ absl::StatusOr<VariantTimes> measure_variants(RankGroup& group, int32_t slot, in
   end.ops = {slot_op(Op::Kind::kRelease, slot)};
   if (auto r = group.run(end); !r.ok()) return r.status();
   return times;
-}
-
-MedianInterval median_interval(std::vector<double> samples) {
-  if (samples.empty()) return {};
-  std::sort(samples.begin(), samples.end());
-  const size_t n = samples.size();
-  // The k-th and the (n + 1 - k)-th smallest enclose the median unless fewer than k samples, of n
-  // fair coins, fall on one side.
-  size_t k = 0;
-  double chance = std::pow(0.5, static_cast<double>(n)), below = chance;
-  while (below <= 0.025 && k + 1 <= n / 2) {
-    ++k;
-    chance *= static_cast<double>(n - k + 1) / static_cast<double>(k);
-    below += chance;
-  }
-  const size_t first = k > 0 ? k - 1 : 0;
-  return {samples[first], median(samples), samples[n - 1 - first]};
 }
 
 }  // namespace annulus::bench

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "bench/rank_group.h"
+#include "bench/statistics.h"
 
 namespace annulus::bench {
 
@@ -20,15 +21,5 @@ struct VariantTimes {
 // repeat adds is truncated away before the next; the first repeat warms up and is not counted.
 absl::StatusOr<VariantTimes> measure_variants(RankGroup& group, int32_t slot, int32_t cached,
                                               int32_t fresh, int repeats);
-
-// A median with the order statistics that enclose the true one in at least 95 % of cases (from 6
-// samples on; the extremes below).
-struct MedianInterval {
-  double low = 0, median = 0, high = 0;
-  bool overlaps(const MedianInterval& other) const {
-    return low <= other.high && other.low <= high;
-  }
-};
-MedianInterval median_interval(std::vector<double> samples);
 
 }  // namespace annulus::bench

@@ -123,7 +123,7 @@ void RankOn<Queue>::attend(int32_t l, std::span<const GroupLayout> layouts,
   for (size_t g = 0; g < layouts.size(); ++g) {
     const GroupLayout& group = layouts[g];
     const int64_t mine = group.q_rows[index(cp_rank())];
-    const double waited = groups_.cp->waited_us();
+    const double waited = groups_.cp->waited_us(), returned = call.all_to_all_us;
     const int64_t sent = groups_.cp->bytes_sent();
     const Clock::time_point start = Clock::now();
     ring_attend(queue_, group, call, queries.slice_rows(group.row_first, mine),
@@ -132,6 +132,7 @@ void RankOn<Queue>::attend(int32_t l, std::span<const GroupLayout> layouts,
     GroupReport& report = result.groups[g];
     report.bytes_sent += groups_.cp->bytes_sent() - sent;
     report.exposed_us += static_cast<float>(exposed);
+    report.all_to_all_us += static_cast<float>(call.all_to_all_us - returned);
     report.attend_us += static_cast<float>(us_since(start) - exposed);
   }
   workspace_peak_ = std::max(workspace_peak_, call.workspace_bytes);

@@ -66,6 +66,7 @@ struct AttentionCall {
   int64_t workspace_bytes =
       0;  // largest so far: own packed rows, two payloads, partials of a block
   std::function<void(int32_t hop)> on_visit = {};  // before each payload; may be empty
+  double all_to_all_us = 0;                        // waited while partials returned, so far
 };
 
 // out = attention of the group's rows (this rank's), q [rows, heads * head_dim] in the dtype of the

@@ -187,7 +187,9 @@ void pass_q_block(Queue& queue, const GroupLayout& group, AttentionCall<Queue>& 
   ++call.op.sequence;
   if (ranks > 1) {
     call.op.what = "partials";
+    const double waited = call.ring.waited_us();
     call.ring.all_to_all(queue, send, receive, call.op);
+    call.all_to_all_us += call.ring.waited_us() - waited;
     ++call.op.sequence;
     const kernels::InPhase phase(queue, kernels::Phase::kMerge);
     for (int32_t r = 0; r < ranks; ++r) {

@@ -140,6 +140,7 @@ struct GroupReport {
   int64_t formula_bytes = 0;  // what the plan predicts for them (sharding)
   float attend_us = 0;        // computing attention and merges
   float exposed_us = 0;       // waiting for peers
+  float all_to_all_us = 0;    // of exposed_us: while partials return; the rest is ring or gather
   friend bool operator==(const GroupReport&, const GroupReport&) = default;
 };
 

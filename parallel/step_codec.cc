@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Wire form of StepPlan and StepResult: magic, version, then the fields in the order of step.h;
-// counts are u32, enums and flags one byte. A field that is added raises the version: front end and
+// counts are u32, enums and flags one byte. A field that is added raises its version: front end and
 // workers are one program, so an old version is refused, not converted.
 #include "parallel/bytes.h"
 #include "parallel/step.h"
@@ -9,20 +9,20 @@ namespace annulus::parallel {
 namespace {
 
 constexpr uint32_t kPlanMagic = 0x504e4e41, kResultMagic = 0x524e4e41;  // "ANNP", "ANNR"
-constexpr uint16_t kVersion = 1;
+constexpr uint16_t kPlanVersion = 1, kResultVersion = 2;
 
 // Least encoded bytes of one element, by which counts are checked.
 constexpr size_t kOpBytes = 1 + 4 + 4 + 8 + 4 + 24, kSpanBytes = 16,
                  kWantedBytes = 8 + 1 + 4 + 4 + 1;
 constexpr size_t kItemBytes = 4 + 1 + 4 + 4 + 12 + 4, kGroupBytes = 1 + 4;
 constexpr size_t kTopBytes = 8, kWantedResultBytes = 4 + 8 + 4 + 4 + 4 + 4;
-constexpr size_t kGroupReportBytes = 1 + 8 + 8 + 4 + 4;
+constexpr size_t kGroupReportBytes = 1 + 8 + 8 + 4 + 4 + 4;
 
-void check_header(ByteReader& in, uint32_t magic) {
+void check_header(ByteReader& in, uint32_t magic, uint16_t spoken) {
   if (in.get<uint32_t>("magic") != magic) in.fail("magic", "is not that of this message");
   const auto version = in.get<uint16_t>("version");
-  if (version != kVersion) {
-    in.fail("version", kernels::concat("is ", version, ", this program speaks ", kVersion));
+  if (version != spoken) {
+    in.fail("version", kernels::concat("is ", version, ", this program speaks ", spoken));
   }
 }
 
@@ -105,7 +105,7 @@ Item get_item(ByteReader& in) {
 std::string encode(const StepPlan& plan) {
   ByteWriter out;
   out.put(kPlanMagic);
-  out.put(kVersion);
+  out.put(kPlanVersion);
   out.put(plan.epoch);
   out.put(plan.step);
   out.put(plan.layout_id);
@@ -124,7 +124,7 @@ std::string encode(const StepPlan& plan) {
 
 absl::StatusOr<StepPlan> decode_plan(std::string_view bytes) {
   ByteReader in(bytes, "step plan");
-  check_header(in, kPlanMagic);
+  check_header(in, kPlanMagic, kPlanVersion);
   StepPlan plan;
   plan.epoch = in.get<int64_t>("epoch");
   plan.step = in.get<int64_t>("step");
@@ -149,7 +149,7 @@ absl::StatusOr<StepPlan> decode_plan(std::string_view bytes) {
 std::string encode(const StepResult& result) {
   ByteWriter out;
   out.put(kResultMagic);
-  out.put(kVersion);
+  out.put(kResultVersion);
   out.put(result.epoch);
   out.put(result.step);
   out.put(result.world_rank);
@@ -173,6 +173,7 @@ std::string encode(const StepResult& result) {
     out.put(group.formula_bytes);
     out.put(group.attend_us);
     out.put(group.exposed_us);
+    out.put(group.all_to_all_us);
   }
   out.put(result.step_us);
   out.put(result.idle_us);
@@ -188,7 +189,7 @@ std::string encode(const StepResult& result) {
 
 absl::StatusOr<StepResult> decode_result(std::string_view bytes) {
   ByteReader in(bytes, "step result");
-  check_header(in, kResultMagic);
+  check_header(in, kResultMagic, kResultVersion);
   StepResult result;
   result.epoch = in.get<int64_t>("epoch");
   result.step = in.get<int64_t>("step");
@@ -213,6 +214,7 @@ absl::StatusOr<StepResult> decode_result(std::string_view bytes) {
     group.formula_bytes = in.get<int64_t>("group.formula_bytes");
     group.attend_us = in.get<float>("group.attend_us");
     group.exposed_us = in.get<float>("group.exposed_us");
+    group.all_to_all_us = in.get<float>("group.all_to_all_us");
   }
   result.step_us = in.get<float>("step_us");
   result.idle_us = in.get<float>("idle_us");

@@ -3,6 +3,7 @@
 // sink, the link or a callback is called); `inbox_mutex_` guards what wakes the engine thread.
 #include "server/engine.h"
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <map>
@@ -63,6 +64,19 @@ struct Pending {
 };
 
 }  // namespace
+
+void RankSpent::add(const StepResult& result) {
+  steps_us += result.step_us;
+  for (const parallel::GroupReport& group : result.groups) {
+    attention_us += group.attend_us;
+    all_to_all_us += group.all_to_all_us;
+    const bool gathers = group.variant == parallel::Variant::kGatherQ;
+    (gathers ? all_gather_us : sendrecv_us) += group.exposed_us - group.all_to_all_us;
+  }
+  for (size_t p = 0; p < std::min(result.phase_us.size(), phases_us.size()); ++p) {
+    phases_us[p] += result.phase_us[p];
+  }
+}
 
 struct Engine::Impl {
   Impl(const parallel::LlamaConfig& config, std::shared_ptr<const Tokenizer> text,
@@ -221,6 +235,7 @@ void Engine::Impl::handle(RankAnswer answer) {
       std::max(figures.workspace_peak_bytes, result.workspace_peak_bytes);
   figures.step_us = static_cast<double>(result.step_us);
   figures.idle_us = static_cast<double>(result.idle_us);
+  figures.spent.add(result);
   it->second.results.push_back(std::move(result));
   // A rank that is ahead may finish a step before another has finished the one before.
   while (!pending.empty() && pending.begin()->second.results.size() == status.ranks.size()) {

@@ -5,6 +5,7 @@
 // block on the ranks; sinks are called from the engine thread.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/core/phase.h"
 #include "parallel/model/config.h"
 #include "server/rank_link.h"
 #include "server/request.h"
@@ -30,10 +32,19 @@ struct EngineOptions {
   std::optional<parallel::Variant> variant;  // --attention; empty: auto
 };
 
+// Microseconds of a rank since the epoch began; phases_us only where ranks profile.
+struct RankSpent {
+  double steps_us = 0, attention_us = 0, sendrecv_us = 0, all_to_all_us = 0, all_gather_us = 0;
+  std::array<double, kernels::kPhases> phases_us{};
+
+  void add(const parallel::StepResult& result);
+};
+
 struct RankStatus {
   RankInfo info;
   int64_t kv_rows = 0, kv_bytes = 0, resident_bytes = 0, workspace_peak_bytes = 0;
   double step_us = 0, idle_us = 0;
+  RankSpent spent{};
 };
 
 struct ClusterStatus {

@@ -233,6 +233,8 @@ void add_serve(CLI::App& app, Command& run) {
       ->envname("ANNULUS_SECRET");
   serve_app->add_flag("--debug-requests", config.debug_requests,
                       "requests may set attention and chunk_tokens");
+  serve_app->add_flag("--profile", config.profile,
+                      "ranks tell where their time goes, by phase (status --json, benchmarks)");
   option("--chunk-tokens", config.chunk_tokens,
          "prompt tokens computed in a step; 0: the most that stay under --max-step-ms")
       ->check(CLI::NonNegativeNumber);

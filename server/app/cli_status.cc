@@ -33,6 +33,12 @@ nlohmann::json map_json(const Map& map) {
   return out;
 }
 
+nlohmann::json spent_json(const v1::Spent& spent) {
+  return {{"steps", spent.steps_us()},           {"attention", spent.attention_us()},
+          {"sendrecv", spent.sendrecv_us()},     {"all_to_all", spent.all_to_all_us()},
+          {"all_gather", spent.all_gather_us()}, {"phases", map_json(spent.phases_us())}};
+}
+
 double plans_ahead_share(const v1::GetClusterResponse& cluster) {
   return cluster.decode_steps() > 0 ? static_cast<double>(cluster.plans_ahead()) /
                                           static_cast<double>(cluster.decode_steps())
@@ -55,7 +61,8 @@ void print_json(const v1::GetModelResponse& model, const v1::GetClusterResponse&
                      {"resident_bytes", rank.resident_bytes()},
                      {"workspace_peak_bytes", rank.workspace_peak_bytes()},
                      {"step_us", rank.step_us()},
-                     {"idle_us", rank.idle_us()}});
+                     {"idle_us", rank.idle_us()},
+                     {"spent_us", spent_json(rank.spent())}});
   }
   const nlohmann::json out = {{"serving", cluster.serving()},
                               {"why_not", cluster.why_not()},

@@ -35,6 +35,7 @@ struct ServeConfig {
   int control_port = 0;
   std::string secret;  // "": drawn
   bool debug_requests = false;
+  bool profile = false;
   int chunk_tokens = 0;  // 0: the scheduler's choice
   int max_step_ms = 500;
   int max_running = 64;

@@ -154,7 +154,8 @@ absl::Status FrontEnd::start_engine() {
       .vocab = llama.vocab,
       .kv_capacity_rows = config_.kv_rows,
       .page_tokens = config_.page_tokens,
-      .workspace_limit_bytes = workspace_bytes};
+      .workspace_limit_bytes = workspace_bytes,
+      .profile = config_.profile};
   control.on_stuck = [this](int64_t pid) {
     if (workers_) workers_->replace(pid);
   };

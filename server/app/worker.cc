@@ -278,6 +278,7 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
                    .context = assignment.context(),
                    .page_tokens = assignment.page_tokens(),
                    .workspace_limit_bytes = assignment.workspace_limit_bytes(),
+                   .profile = assignment.profile(),
                    .threads = options_.threads,
                    .isa = options_.isa};
 

@@ -322,6 +322,26 @@ int64_t event_bytes(const Event& event) {
   return static_cast<int64_t>(bytes);
 }
 
+namespace {
+
+v1::Spent to_proto(const RankSpent& spent) {
+  v1::Spent out;
+  out.set_steps_us(spent.steps_us);
+  out.set_attention_us(spent.attention_us);
+  out.set_sendrecv_us(spent.sendrecv_us);
+  out.set_all_to_all_us(spent.all_to_all_us);
+  out.set_all_gather_us(spent.all_gather_us);
+  for (size_t p = 0; p < kernels::kPhases; ++p) {
+    if (spent.phases_us[p] > 0) {
+      (*out.mutable_phases_us())[kernels::name(static_cast<kernels::Phase>(p))] =
+          spent.phases_us[p];
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
 v1::GetClusterResponse to_proto(const ClusterStatus& status) {
   v1::GetClusterResponse out;
   out.set_serving(status.serving);
@@ -346,6 +366,7 @@ v1::GetClusterResponse to_proto(const ClusterStatus& status) {
     proto->set_workspace_peak_bytes(rank.workspace_peak_bytes);
     proto->set_step_us(rank.step_us);
     proto->set_idle_us(rank.idle_us);
+    *proto->mutable_spent() = to_proto(rank.spent);
   }
   for (int32_t v = 0; v < parallel::kVariants; ++v) {
     (*out.mutable_steps_by_variant())[parallel::name(static_cast<parallel::Variant>(v))] =

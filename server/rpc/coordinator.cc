@@ -429,6 +429,7 @@ void EpochCoordinator::begin_if_complete(Time now) {
     assignment->set_kv_capacity_rows(plan_.kv_capacity_rows);
     assignment->set_page_tokens(plan_.page_tokens);
     assignment->set_workspace_limit_bytes(plan_.workspace_limit_bytes);
+    assignment->set_profile(plan_.profile);
     effects_.messages.push_back({by_rank_[rank], std::move(out)});
   }
 }

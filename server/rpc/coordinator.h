@@ -38,6 +38,7 @@ struct EpochPlan {  // what every epoch of this front end is
   int64_t kv_capacity_rows = 0;
   int32_t page_tokens = 64;
   int64_t workspace_limit_bytes = int64_t{256} << 20;
+  bool profile = false;  // ranks report times by phase
 };
 
 class EpochCoordinator {

@@ -72,7 +72,7 @@ StepResult random_result(Random& random) {
   }
   for (int64_t n = random.in(0, 3); n > 0; --n) {
     result.groups.push_back({static_cast<Variant>(random.in(0, 2)), random.in(0, INT64_MAX),
-                             random.in(0, 99), random.real(), random.real()});
+                             random.in(0, 99), random.real(), random.real(), random.real()});
   }
   result.step_us = random.real();
   result.idle_us = random.real();

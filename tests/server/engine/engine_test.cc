@@ -60,6 +60,27 @@ TEST(Engine, AnswersDoNotDependOnLayoutVariantOrChunk) {
   }
 }
 
+TEST(Engine, RanksTellWhereTheirTimeWent) {
+  for (int32_t v = 0; v < parallel::kVariants; ++v) {
+    SCOPED_TRACE(v);
+    Rig rig(layout(1, 2));
+    GenerateRequest request = ask(prompt_of(150), 4);
+    request.variant = static_cast<parallel::Variant>(v);
+    rig.run(request);
+    for (const RankStatus& rank : rig.engine->status().ranks) {
+      const RankSpent& spent = rank.spent;
+      EXPECT_GT(spent.attention_us, 0);
+      EXPECT_LE(spent.attention_us + spent.sendrecv_us + spent.all_to_all_us + spent.all_gather_us,
+                spent.steps_us);
+      if (*request.variant == parallel::Variant::kPassKv) {
+        EXPECT_EQ(spent.all_to_all_us, 0);
+      }
+      const bool gathers = *request.variant == parallel::Variant::kGatherQ;
+      EXPECT_EQ(gathers ? spent.sendrecv_us : spent.all_gather_us, 0);
+    }
+  }
+}
+
 TEST(Engine, TurnsOfASessionEqualFreshRuns) {
   Rig rig(layout(1, 3));
   std::vector<int32_t> all;
