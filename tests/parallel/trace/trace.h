@@ -11,7 +11,7 @@
 
 #include "parallel/comm_ids.h"
 #include "parallel/communicator.h"
-#include "tests/parallel/trace/virtual_queue.h"
+#include "bench/virtual_queue.h"
 
 namespace annulus::parallel {
 
