@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What users ask the simulator: the fastest TP x CP for a model, a length and a latency; from which
 // miss rate on pass-Q wins; what slower links cost; what decode costs in each layout; how far it
-// scales. Every number comes from simulated runs.
+// scales. Every number comes from simulated runs of the engine.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -27,11 +27,11 @@ class Questions {
 
   CLI::App *best_ = nullptr, *passq_ = nullptr, *links_ = nullptr, *decode_ = nullptr,
            *scale_ = nullptr;
-  int32_t tp_ = 0, cp_ = 4, answer_ = 5;
-  int64_t prompt_ = 0, total_ = 128000, context_ = 128000;
+  int32_t tp_ = 8, cp_ = 4, gpus_ = 4096;
+  int64_t prompt_ = 128000;
   double ttft_ms_ = 0, ttit_ms_ = 0;
-  int32_t most_gpus_ = 4096;
-  std::vector<int32_t> batches_ = {1, 8};
+  std::vector<int64_t> prompts_ = {128000, 1000000};
+  std::vector<int32_t> batches_ = {1, 8, 64}, cps_ = {1, 2, 4, 8, 16, 32};
   std::string figure_;
 };
 
