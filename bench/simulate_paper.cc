@@ -211,9 +211,8 @@ void print_fixed_costs(const std::vector<PaperRow>& rows, int32_t layers) {
 void print_contradictions() {
   std::printf(
       "\n## published numbers that contradict each other\n"
-      "fixed cost of a hop: the numbers above should be one; Table 4 has more than twice what CP8 "
-      "and "
-      "CP16 leave room for\n"
+      "fixed cost of a hop: one column above should hold one number; by hops Table 4 has more than "
+      "twice what CP8 and CP16 leave room for, by layers half of CP16's\n"
       "CP4, 128K, full prefill: 11,462 ms (Table 4) and 10,950 ms (Table 7)\n"
       "CP2, 128K, TTIT: 66.63 ms (Table 6) and 60.23 ms (Table 7); Table 8 says 126 x (157.7 - "
       "38.9) "
