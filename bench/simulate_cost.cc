@@ -126,8 +126,7 @@ double Cost::collective_wire_us(double local_bytes, double net_bytes) const {
                   net_bytes * on_each_nic / bytes_of(m_.collective_gb_s));
 }
 
-parallel::MachineProfile Cost::profile(const parallel::AttentionShape&,
-                                       double linear_us_per_row) const {
+parallel::MachineProfile Cost::profile(double linear_us_per_row) const {
   const bool in_node = topology_.world() <= static_cast<int32_t>(m_.gpus_per_node);
   parallel::MachineProfile p;
   p.attend_flops_per_us = flops(m_.attend_tflops);

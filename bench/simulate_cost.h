@@ -39,8 +39,7 @@ class Cost {
 
   bool same_node(int32_t a, int32_t b) const;
   // What a rank of this machine would measure, for the policy.
-  parallel::MachineProfile profile(const parallel::AttentionShape& shape,
-                                   double linear_us_per_row) const;
+  parallel::MachineProfile profile(double linear_us_per_row) const;
 
  private:
   double launch(double us) const { return graph_ ? 0 : us; }

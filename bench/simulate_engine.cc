@@ -22,6 +22,8 @@ using parallel::LlamaWeights;
 using parallel::Topology;
 using parallel::rank_on::RankOn;
 
+static_assert(kMostHops == parallel::rank_on::kMaxCp);
+
 std::shared_ptr<const LlamaWeights<VirtualQueue>> weights_of(const SimModel& model, int32_t layers,
                                                              int32_t tp) {
   using Matrix = VirtualQueue::Matrix;
@@ -40,7 +42,7 @@ std::shared_ptr<const LlamaWeights<VirtualQueue>> weights_of(const SimModel& mod
                               Matrix(2 * ffn, c.dim, model.ffn_weight_bytes),
                               Matrix(c.dim, ffn, model.ffn_weight_bytes)});
   }
-  weights.head = Matrix(c.vocab / tp, c.dim);
+  weights.head = Matrix(c.vocab / tp, c.dim, model.head_weight_bytes);
   return std::make_shared<const LlamaWeights<VirtualQueue>>(std::move(weights));
 }
 
@@ -124,7 +126,7 @@ absl::StatusOr<Simulated> simulate(const SimModel& model, const Machine& machine
   policy.shape = parallel::attention_shape(model.config, topology, kernels::Precision::kDefault);
   policy.cp = topology.cp;
   policy.workspace_limit_bytes = work.workspace_limit_bytes;
-  policy.profile = cost.profile(policy.shape, linear_us_per_row(model, cost, topology));
+  policy.profile = cost.profile(linear_us_per_row(model, cost, topology));
   absl::StatusOr<std::vector<ScriptStep>> script = schedule(model.config, policy, work);
   if (!script.ok()) return script.status();
 
@@ -136,18 +138,26 @@ absl::StatusOr<Simulated> simulate(const SimModel& model, const Machine& machine
   const int64_t capacity = kv_capacity_rows(topology.cp, work);
   std::vector<std::vector<RankTrace>> traces(script->size());  // [step][cp rank]
   for (int32_t r = 0; r < topology.cp; ++r) {
-    Recorder recorder(cost, topology, r);
-    RankOn<VirtualQueue> rank(config, weights, std::make_unique<VirtualQueue>(&recorder),
-                              recorder.groups(), topology, topology.world_rank(0, r), kScriptEpoch,
-                              options, capacity);
-    for (size_t i = 0; i < script->size(); ++i) {
-      const ScriptStep& step = (*script)[i];
-      cost.set_graph(step.decode);
-      recorder.begin_step();
-      const auto result = rank.apply(plan_for_rank(step.before, step.plan, r),
-                                     std::chrono::steady_clock::now() + std::chrono::hours(1));
-      if (!result.ok()) return result.status();
-      if (step.timed) traces[i].push_back(fold(recorder.take(), layers, recorded, r));
+    const auto one_rank = [&]() -> absl::Status {
+      Recorder recorder(cost, topology, r);
+      RankOn<VirtualQueue> rank(config, weights, std::make_unique<VirtualQueue>(&recorder),
+                                recorder.groups(), topology, topology.world_rank(0, r),
+                                kScriptEpoch, options, capacity);
+      for (size_t i = 0; i < script->size(); ++i) {
+        const ScriptStep& step = (*script)[i];
+        cost.set_graph(step.decode);
+        recorder.begin_step();
+        const auto result = rank.apply(plan_for_rank(step.before, step.plan, r),
+                                       std::chrono::steady_clock::now() + std::chrono::hours(1));
+        if (!result.ok()) return result.status();
+        if (step.timed) traces[i].push_back(fold(recorder.take(), layers, recorded, r));
+      }
+      return absl::OkStatus();
+    };
+    try {
+      if (absl::Status s = one_rank(); !s.ok()) return s;
+    } catch (const kernels::DeviceError& error) {  // no address space for its KV
+      return absl::ResourceExhaustedError(error.what());
     }
   }
   Simulated out;

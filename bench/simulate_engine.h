@@ -28,7 +28,7 @@ inline constexpr int32_t kMostHops = 256;  // rank_on::kMaxCp: what message tags
 
 struct SimModel {
   parallel::LlamaConfig config;
-  double attention_weight_bytes = 2, ffn_weight_bytes = 2;
+  double attention_weight_bytes = 2, ffn_weight_bytes = 2, head_weight_bytes = 2;
 
   double weight_bytes(int32_t tp) const;  // of one rank
   double kv_row_bytes(int32_t tp) const;  // of one token on one rank, all layers

@@ -2,7 +2,7 @@
 // A machine for annulus-bench simulate: rates and latencies of one system, each with where it comes
 // from. Read from a JSON file, {"name": ..., "about": ..., "constants": {KEY: {"value": number,
 // "source": text}}}: every key of kConstants exactly once and no other. Built in: gtt, gti,
-// h100-ndr, zen4 (bench/machines). PURE. Errors: InvalidArgument, one line that names the file and
+// h100-ndr, zen5 (bench/machines). PURE. Errors: InvalidArgument, one line that names the file and
 // the key.
 #pragma once
 

@@ -126,8 +126,8 @@ absl::Status Questions::best(const SimFlags& flags) const {
 absl::Status Questions::passq(const SimFlags& flags) const {
   head(flags,
        absl::StrFormat("TP %d x CP %d, %d tokens cached and new, TTFT in ms", tp_, cp_, prompt_));
-  std::printf("%8s %9s %9s %11s %11s %11s  %-9s %s\n", "miss %", "cached", "new", "pass-kv",
-              "pass-q", "gather-q", "fastest", "policy");
+  std::printf("%8s %9s %9s %11s %11s %11s  %-9s %-9s %6s\n", "miss %", "cached", "new", "pass-kv",
+              "pass-q", "gather-q", "fastest", "policy", "loss %");
   double before_miss = 0, before_gain = 0;
   std::string crossing = "pass-KV and pass-Q do not cross in this sweep";
   for (const double miss :
@@ -146,10 +146,11 @@ absl::Status Questions::passq(const SimFlags& flags) const {
         simulate(flags.model, flags.machine, {tp_, cp_}, prompt_of(fresh, prompt_ - fresh));
     if (!chosen.ok()) return chosen.status();
     const auto fastest = static_cast<Variant>(std::min_element(ms, ms + parallel::kVariants) - ms);
-    std::printf("%8.2f %9lld %9lld %11.2f %11.2f %11.2f  %-9s %s\n", miss,
+    std::printf("%8.2f %9lld %9lld %11.2f %11.2f %11.2f  %-9s %-9s %6.1f\n", miss,
                 static_cast<long long>(prompt_ - fresh), static_cast<long long>(fresh), ms[0],
                 ms[1], ms[2], parallel::name(fastest),
-                variants_text(chosen->prefill[0].variants).c_str());
+                variants_text(chosen->prefill[0].variants).c_str(),
+                100 * (chosen->ttft_us() / 1e3 / ms[static_cast<size_t>(fastest)] - 1));
     std::fflush(stdout);
     const double gain = ms[0] / ms[1] - 1;  // of pass-Q
     if (before_gain > 0 && gain <= 0) {

@@ -19,7 +19,6 @@ namespace annulus::bench {
 
 class Recorder final : public kernels::VirtualMeter {
  public:
-  // layers: of the model; where the engine runs fewer (kRecordedLayers), a trace repeats.
   Recorder(Cost& cost, parallel::Topology topology, int32_t cp_rank);
   ~Recorder() override;
   Recorder(const Recorder&) = delete;

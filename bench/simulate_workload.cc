@@ -15,6 +15,7 @@ using parallel::Placement;
 using parallel::WantedResult;
 
 constexpr int32_t kToken = 1;
+constexpr int64_t kMostTokens = int64_t{1} << 26;  // their ids are held, a few times
 
 std::vector<WantedResult> answers(const parallel::StepPlan& plan) {
   std::vector<WantedResult> results;
@@ -71,10 +72,13 @@ absl::StatusOr<std::vector<ScriptStep>> schedule(const parallel::LlamaConfig& co
         "cached ones; not cached ",
         work.cached, ", prompt ", work.prompt, ", answer ", work.answer, ", batch ", work.batch));
   }
-  const int64_t context = work.cached + work.prompt + work.answer + 2;
-  if (context >= parallel::kMaxPositions) {
-    return absl::InvalidArgumentError(absl::StrCat(context, " tokens are too many"));
+  const int64_t most = std::max({work.cached, work.prompt, int64_t{work.answer}});
+  if (most > kMostTokens || work.batch > kMostTokens / (work.cached + work.prompt + work.answer)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "batch ", work.batch, " of ", work.cached, " cached, ", work.prompt, " new and ",
+        work.answer, " answer tokens is more than the ", kMostTokens, " that are simulated"));
   }
+  const int64_t context = work.cached + work.prompt + work.answer + 2;
   server::SchedulerLimits limits;
   limits.context = context;
   limits.vocab = config.vocab;

@@ -2,7 +2,9 @@
 // Machine files and layouts: what is wrong is refused in one line that names file and key.
 #include <gtest/gtest.h>
 
+#include <iterator>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "bench/simulate.h"
 #include "bench/simulate_engine.h"
@@ -109,7 +111,30 @@ TEST(Command, BadInputEndsWithTwoAndOneLine) {
   EXPECT_NE(run({"run", "--cp", "5000", "--prompt", "9"}).find("more than 4096 ranks"),
             std::string::npos);
   EXPECT_NE(run({"run", "--prompt", "-4"}).find("not cached 0, prompt -4"), std::string::npos);
+  EXPECT_NE(run({"run", "--prompt", "9000000000000000000"}).find("that are simulated"),
+            std::string::npos);
+  EXPECT_NE(run({"run", "--prompt", "9", "--batch", "2000000000"}).find("that are simulated"),
+            std::string::npos);
   EXPECT_NE(run({"run", "--prompt", "9", "--attention", "ring"}).find("ring"), std::string::npos);
+}
+
+TEST(Command, EveryQuestionIsAnswered) {
+  for (const char* const question :
+       {"run --prompt 500 --answer 3 --cp 3", "best --prompt 600 --ttft-ms 50 --gpus 8",
+        "passq --tp 1 --cp 3 --total 900", "links --tp 1 --cp 3 --prompt 900",
+        "decode --tp 1 --cp 1,3 --context 300 --batch 1,2", "scale --tp 1 --prompt 300 --gpus 4"}) {
+    std::istringstream words(std::string("simulate ") + question +
+                             (question[0] == 'r' ? " --tp 1" : "") + " --model smollm2-135m");
+    std::vector<std::string> args{std::istream_iterator<std::string>(words), {}};
+    std::vector<char*> argv;
+    for (std::string& arg : args) argv.push_back(arg.data());
+    ::testing::internal::CaptureStdout();
+    const int code = bench_simulate(static_cast<int>(argv.size()), argv.data());
+    const std::string text = ::testing::internal::GetCapturedStdout();
+    EXPECT_EQ(code, 0) << question;
+    EXPECT_TRUE(text.starts_with("# smollm2-135m on H100-NDR")) << text;
+    EXPECT_EQ(text.find("nan"), std::string::npos) << text;
+  }
 }
 
 }  // namespace
