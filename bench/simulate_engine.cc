@@ -77,6 +77,19 @@ RankTrace fold(std::vector<Section> sections, int32_t layers, int32_t recorded, 
   return trace;
 }
 
+// Traces of all steps are held at once: in each, a ring of the first layer or those between, and of
+// the last.
+absl::Status check_memory(const std::vector<ScriptStep>& script, Topology t) {
+  constexpr double kMostGb = 12, kRecordsOfAVisit = 3;
+  double steps = 0;
+  for (const ScriptStep& step : script) steps += step.timed ? 1 : 0;
+  const double gb = steps * t.cp * t.cp * 2 * kRecordsOfAVisit * sizeof(Record) / 1e9;
+  if (gb <= kMostGb) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "TP ", t.tp, " x CP ", t.cp, ": the rings of ", steps, " steps take about ", std::ceil(gb),
+      " GB to hold, more than ", kMostGb, "; ask for longer steps or fewer answer tokens"));
+}
+
 }  // namespace
 
 absl::Status check_layout(const SimModel& model, const Machine& machine, Topology t) {
@@ -85,7 +98,7 @@ absl::Status check_layout(const SimModel& model, const Machine& machine, Topolog
   };
   if (t.tp < 1 || t.cp < 1) return bad("both must be at least 1");
   if (int64_t{t.tp} * t.cp > kMostRanks) return bad("more than ", kMostRanks, " ranks");
-  if (const absl::Status tp = parallel::check_tp(model.config, t.tp); !tp.ok()) return tp;
+  if (absl::Status tp = parallel::check_tp(model.config, t.tp); !tp.ok()) return tp;
   const auto node = static_cast<int32_t>(machine.gpus_per_node);
   if (t.tp > node) {
     return bad("a TP group does not fit a node of ", node, " ranks (gpus_per_node of ",
@@ -129,6 +142,7 @@ absl::StatusOr<Simulated> simulate(const SimModel& model, const Machine& machine
   policy.profile = cost.profile(linear_us_per_row(model, cost, topology));
   absl::StatusOr<std::vector<ScriptStep>> script = schedule(model.config, policy, work);
   if (!script.ok()) return script.status();
+  if (absl::Status s = check_memory(*script, topology); !s.ok()) return s;
 
   LlamaConfig config = model.config;
   config.layers = recorded;

@@ -48,11 +48,15 @@ std::string scaling_svg(const std::string& title, const std::vector<Series>& ser
     absl::StrAppendFormat(&svg, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\">%s</text>\n", x, y,
                           anchor, what);
   };
-  for (double y = y0; y <= y1 * 1.001; y *= 10) {
+  const auto decades = static_cast<int>(std::lround(std::log10(y1 / y0)));
+  for (int i = 0; i <= decades; ++i) {
+    const double y = y0 * std::pow(10, i);
     line(kLeft, at_y(y), kWidth - kRight, at_y(y), "stroke=\"#ddd\"");
     text(kLeft - 8, at_y(y) + 4, "end", absl::StrFormat("%g s", y));
   }
-  for (double x = x0; x <= x1 * 1.001; x *= 2) {
+  const auto doublings = static_cast<int>(std::floor(std::log2(x1 / x0) + 1e-9));
+  for (int i = 0; i <= doublings; ++i) {
+    const double x = x0 * std::pow(2, i);
     line(at_x(x), kTop, at_x(x), kHeight - kBottom, "stroke=\"#eee\"");
     text(at_x(x), kHeight - kBottom + 18, "middle", absl::StrFormat("%.0f", x));
   }

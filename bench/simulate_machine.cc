@@ -76,7 +76,9 @@ absl::StatusOr<Machine> parse_machine(std::string_view text, const std::string& 
   if (constants == json.end() || !constants->is_object()) {
     return bad("\"constants\" must be an object");
   }
-  for (const auto& [key, entry] : constants->items()) {
+  for (const auto& item : constants->items()) {
+    const std::string& key = item.key();
+    const Json& entry = item.value();
     const auto known = [&](const Constant& c) { return key == c.key; };
     const auto* const c = std::find_if(std::begin(kConstants), std::end(kConstants), known);
     if (c == std::end(kConstants)) {

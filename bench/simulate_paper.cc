@@ -13,7 +13,6 @@
 namespace annulus::bench {
 namespace {
 
-using parallel::Topology;
 using parallel::Variant;
 
 constexpr int32_t kTp = 8;

@@ -134,7 +134,7 @@ class VirtualQueue {
     static thread_local uintptr_t next = uintptr_t{1} << 56;
     const uintptr_t at = next;
     next += (static_cast<uintptr_t>(bytes) + 511) / 256 * 256;
-    return reinterpret_cast<std::byte*>(at);
+    return reinterpret_cast<std::byte*>(at);  // NOLINT(performance-no-int-to-ptr)
   }
 
   VirtualMeter* meter_;

@@ -115,6 +115,9 @@ TEST(Command, BadInputEndsWithTwoAndOneLine) {
             std::string::npos);
   EXPECT_NE(run({"run", "--prompt", "9", "--batch", "2000000000"}).find("that are simulated"),
             std::string::npos);
+  EXPECT_NE(run({"run", "--prompt", "9000", "--cp", "512", "--answer", "300"})
+                .find("ask for longer steps or fewer answer tokens"),
+            std::string::npos);
   EXPECT_NE(run({"run", "--prompt", "9", "--attention", "ring"}).find("ring"), std::string::npos);
 }
 
