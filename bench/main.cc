@@ -16,6 +16,7 @@
 #include "bench/regret.h"
 #include "bench/ring.h"
 #include "bench/serve_load.h"
+#include "bench/simulate.h"
 #include "bench/soak.h"
 #include "bench/throughput.h"
 
@@ -48,6 +49,8 @@ constexpr Command kCommands[] = {
     {"link", "round trip and bandwidth between two ranks", bench_link},
     {"recall", "a prompt of up to a million tokens, with needles on every edge of the split",
      bench_recall},
+    {"simulate", "the engine in virtual time: published tables, layouts, links, thousands of ranks",
+     bench_simulate},
 };
 
 }  // namespace

@@ -9,9 +9,9 @@
 #include <utility>
 #include <vector>
 
+#include "bench/virtual_queue.h"
 #include "parallel/comm_ids.h"
 #include "parallel/communicator.h"
-#include "tests/parallel/trace/virtual_queue.h"
 
 namespace annulus::parallel {
 
