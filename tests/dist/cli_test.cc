@@ -86,9 +86,9 @@ TEST(Cli, AnAnswerThatCannotBeWrittenFails) {
 // IPv6 addresses are printed, and passed on, as they can be used; local workers attach at once, so
 // no time without a front end is too short; what runs at once does not wait.
 TEST(Cli, OddSettingsServe) {
-  Process server({"serve", "--model", tiny_model_file(), "--threads", "1", "--port", "0",
-                  "--listen", "::1", "--control-listen", "::1", "--orphan-timeout", "0",
-                  "--max-queue", "0"});
+  Process server({bench::annulus_binary(), "serve", "--model", tiny_model_file(), "--threads", "1",
+                  "--port", "0", "--listen", "::1", "--control-listen", "::1", "--orphan-timeout",
+                  "0", "--max-queue", "0"});
   ASSERT_TRUE(server.wait_for_output("ready on [::1]:")) << server.err();
   const std::string out = server.out();
   const size_t at = out.find("[::1]:");
