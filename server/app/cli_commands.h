@@ -15,5 +15,6 @@ void add_worker(CLI::App& app, Command& run);
 void add_generate(CLI::App& app, Command& run);
 void add_chat(CLI::App& app, Command& run);
 void add_status(CLI::App& app, Command& run);
+void add_hosts(CLI::App& app, Command& run);
 
 }  // namespace annulus::server
