@@ -40,7 +40,7 @@ bool parse_number(absl::string_view digits, int64_t& value) {
 absl::Status expand_range(absl::string_view range, size_t at, Names& numbers) {
   const size_t dash = range.find('-');
   const absl::string_view from = range.substr(0, dash);
-  const absl::string_view to = dash == range.npos ? from : range.substr(dash + 1);
+  const absl::string_view to = dash == absl::string_view::npos ? from : range.substr(dash + 1);
   int64_t first = 0, last = 0;
   if (!parse_number(from, first) || !parse_number(to, last)) {
     return wrong(at, absl::StrCat("\"", range, "\" is neither a number nor a range like 07-10"));
@@ -89,7 +89,7 @@ absl::StatusOr<Names> expand_entry(absl::string_view list, size_t& at) {
     absl::StatusOr<Names> endings = Names{};
     if (list[at] == '[') {
       const size_t stop = list.find_first_of("[]", at + 1);
-      if (stop == list.npos) return wrong(at, "this [ has no ]");
+      if (stop == absl::string_view::npos) return wrong(at, "this [ has no ]");
       if (list[stop] == '[') return wrong(stop, "a bracket inside a bracket");
       endings = expand_bracket(list.substr(at + 1, stop - at - 1), at + 1);
       at = stop + 1;
