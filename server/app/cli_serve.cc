@@ -2,6 +2,7 @@
 // Flags of `annulus serve` and `annulus worker`.
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -14,6 +15,7 @@
 #include "server/app/cli_commands.h"
 #include "server/app/config.h"
 #include "server/app/device.h"
+#include "server/app/launcher.h"
 #include "server/app/serve.h"
 #include "server/app/worker.h"
 #include "server/one_line.h"
@@ -36,6 +38,8 @@ It is ready when it prints "annulus: ready on ...". SIGTERM lets running answers
 constexpr const char* kWorkerExamples = R"(Examples:
   ANNULUS_SECRET=S annulus worker --connect head:50052 --model M.gguf
   srun --ntasks 4 annulus worker --connect $HEAD:50052 --model M.gguf      (ANNULUS_SECRET is exported)
+  mpirun -np 4 annulus worker --connect head:50052 --model M.gguf          (the rank is Open MPI's)
+Rank and leader come from the launcher where the flags are absent: SLURM_*, OMPI_*, LWS_*, or RANK and WORLD_SIZE.
 `annulus serve --workers external` prints these commands with everything filled in.
 It outlives its front end by --orphan-timeout. Ends with 0 when told to, with 1 when no front end comes back, with 2 when it
 is refused: another secret, build or model, or a rank that another worker has taken.)";
@@ -50,6 +54,7 @@ std::string no_log_level(const std::string& level) {
                       "\"; there are trace, debug, info, warn, error and off");
 }
 
+constexpr int kControlPort = 50052;        // where a leader is named without one
 constexpr double kLongestTimeout_s = 1e7;  // four months
 
 // CLI::Range lets "nan" pass, and "inf" where its end is the largest number.
@@ -150,6 +155,8 @@ int serve(ServeFlags& flags) {
   config.isa = std::min(*isa, kernels::detect_cpu_isa());
   config.device = flags.model.device;
   config.local_workers = flags.workers == "local";
+  const char* known = std::getenv("ANNULUS_SECRET");
+  config.secret_is_known = known != nullptr && *known != '\0' && config.secret == known;
   if (config.device == "cuda" && config.local_workers) {
     // Here rather than in every worker's log.
     const auto gpu = make_cuda_device(0);
@@ -175,12 +182,33 @@ int serve(ServeFlags& flags) {
 struct WorkerFlags {
   ModelFlags model;
   WorkerOptions options;
-  double orphan_timeout_s = 60;
+  double orphan_timeout_s = 60, drain_timeout_s = 0;
   int max_message_mib = 256;
 };
 
+// Fills in what no flag says, of rank and front end.
+absl::Status ask_launcher(WorkerOptions& options) {
+  const auto launcher = read_launcher([](const char* name) { return std::getenv(name); });
+  if (!launcher.ok()) return launcher.status();
+  options.local_rank = launcher->local_rank;
+  if (options.wanted_rank < 0) options.wanted_rank = launcher->world_rank;
+  if (!options.connect.empty()) return absl::OkStatus();
+  if (launcher->leader.empty()) {
+    return absl::InvalidArgumentError(
+        "--connect is missing, and no launcher (Slurm, torchrun, LeaderWorkerSet) names a leader");
+  }
+  const int port = launcher->leader_port > 0 ? launcher->leader_port : kControlPort;
+  options.connect = absl::StrCat(launcher->leader, ":", port);
+  return absl::OkStatus();
+}
+
 int work(WorkerFlags& flags) {
   WorkerOptions& options = flags.options;
+  if (options.wanted_rank < 0 || options.connect.empty()) {
+    if (const absl::Status asked = ask_launcher(options); !asked.ok()) {
+      return refuse("worker", asked.message());
+    }
+  }
   const std::string who =
       options.wanted_rank < 0 ? "worker" : absl::StrCat("rank ", options.wanted_rank);
   if (!set_up_logging(who, flags.model.log_level)) {
@@ -196,6 +224,7 @@ int work(WorkerFlags& flags) {
   options.cuda = flags.model.device == "cuda";
   if (options.threads == 0) options.threads = static_cast<int>(allowed_cores().size());
   options.orphan_timeout = absl::Seconds(flags.orphan_timeout_s);
+  options.drain_timeout = absl::Seconds(flags.drain_timeout_s);
   options.max_message_bytes = int64_t{flags.max_message_mib} << 20;
   return run_worker(options);
 }
@@ -269,9 +298,10 @@ void add_worker(CLI::App& app, Command& run) {
   flags->model.add_to(*worker_app);
   worker_app
       ->add_option("--connect", options.connect, "HOST:PORT of the front end's control server")
-      ->required();
-  worker_app->add_option("--rank", options.wanted_rank, "world rank; default: any that is free")
-      ->check(CLI::NonNegativeNumber);
+      ->default_str("the launcher's leader, its port or 50052");
+  worker_app->add_option("--rank", options.wanted_rank, "world rank")
+      ->check(CLI::NonNegativeNumber)
+      ->default_str("the launcher's; without one any that is free");
   worker_app
       ->add_option("--secret", options.secret,
                    "the front end's; arguments can be read by others on this machine: rather set "
@@ -289,6 +319,12 @@ void add_worker(CLI::App& app, Command& run) {
   worker_app
       ->add_option("--orphan-timeout", flags->orphan_timeout_s,
                    "seconds without a front end before it ends")
+      ->check(between(0, kLongestTimeout_s))
+      ->capture_default_str();
+  worker_app
+      ->add_option("--drain-timeout", flags->drain_timeout_s,
+                   "seconds that it works on after SIGTERM, for a front end that drains; it ends "
+                   "earlier when told")
       ->check(between(0, kLongestTimeout_s))
       ->capture_default_str();
   worker_app->add_option("--max-message-mib", flags->max_message_mib, "as the front end's")

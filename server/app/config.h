@@ -33,7 +33,8 @@ struct ServeConfig {
   bool local_workers = true;
   std::string control_host = "127.0.0.1";
   int control_port = 0;
-  std::string secret;  // "": drawn
+  std::string secret;            // "": drawn
+  bool secret_is_known = false;  // to whoever starts the workers: it is not printed
   bool debug_requests = false;
   bool profile = false;
   int chunk_tokens = 0;  // 0: the scheduler's choice

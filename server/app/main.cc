@@ -34,6 +34,7 @@ int run(int argc, char** argv) {
   annulus::server::add_chat(app, command);
   annulus::server::add_status(app, command);
   annulus::server::add_plan(app, command);
+  annulus::server::add_hosts(app, command);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& wanted) {  // --help, --version

@@ -229,8 +229,9 @@ void FrontEnd::print_external_commands() const {
     const std::vector<std::string> flags = worker_flags(config_);
     command.insert(command.end(), flags.begin(), flags.end());
     // Arguments can be read by everybody on a machine, the environment by its owner.
-    std::printf("  ANNULUS_SECRET=%s %s\n", shell_command({config_.secret}).c_str(),
-                shell_command(command).c_str());
+    const std::string secret =
+        config_.secret_is_known ? "\"$ANNULUS_SECRET\"" : shell_command({config_.secret});
+    std::printf("  ANNULUS_SECRET=%s %s\n", secret.c_str(), shell_command(command).c_str());
   }
   std::fflush(stdout);
 }

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <condition_variable>
 #include <csignal>
 #include <fstream>
@@ -409,9 +410,22 @@ bool Session::over(int64_t epoch) {
   return epoch <= over_;
 }
 
-// An external worker that is told to end leaves as if its host had gone: the control stream breaks.
-void end_on_signals() {
-  for (const int signal : {SIGTERM, SIGINT}) std::signal(signal, [](int) { _exit(0); });
+// A launcher tells a whole group to end at once: its SIGTERM comes to ranks whose front end still
+// drains. They go on until that tells them to end, or for `drain_s`. Without it, and with SIGINT, a
+// worker leaves as if its host had gone: the control stream breaks.
+volatile std::sig_atomic_t told_to_end = 0;    // signal handlers have nothing but globals
+volatile std::sig_atomic_t drain_seconds = 0;  // written before they are installed
+
+void end_on_signals(double drain_s) {
+  drain_seconds = static_cast<int>(std::min(std::ceil(drain_s), 1e9));
+  const auto at_once = [](int) { _exit(0); };
+  std::signal(SIGINT, at_once);
+  std::signal(SIGALRM, at_once);
+  std::signal(SIGTERM, [](int) {
+    if (drain_seconds == 0) _exit(0);
+    if (told_to_end == 0) alarm(static_cast<unsigned>(drain_seconds));
+    told_to_end = 1;
+  });
 }
 
 absl::StatusOr<std::unique_ptr<Device>> device_of(const WorkerOptions& options) {
@@ -423,14 +437,15 @@ absl::StatusOr<std::unique_ptr<Device>> device_of(const WorkerOptions& options) 
         absl::StrCat("this host has ", gpus, " GPUs: --gpu N or --rank R says which one to take"));
   }
   // The ranks of a host take its GPUs in turn.
-  return make_cuda_device(gpus > 0 ? std::max(options.wanted_rank, 0) % gpus : 0);
+  const int32_t turn = options.local_rank >= 0 ? options.local_rank : options.wanted_rank;
+  return make_cuda_device(gpus > 0 ? std::max(turn, 0) % gpus : 0);
 }
 
 }  // namespace
 
 int run_worker(const WorkerOptions& options) {
   prctl(PR_SET_NAME, "annulus-worker");  // a local one was started as /proc/self/exe
-  end_on_signals();
+  end_on_signals(absl::ToDoubleSeconds(options.drain_timeout));
   explain_bus_errors(options.model);
   auto checkpoint = parallel::Checkpoint::open(options.model, options.overrides);
   if (!checkpoint.ok()) {
@@ -447,7 +462,7 @@ int run_worker(const WorkerOptions& options) {
   HeldWeights held;
   absl::Time last_contact = absl::Now();
   absl::Duration retry = kFirstRetry;
-  for (bool tried = false;; tried = true) {
+  for (bool tried = false; told_to_end == 0; tried = true) {
     const absl::Duration left = options.orphan_timeout - (absl::Now() - last_contact);
     if (tried && left <= absl::ZeroDuration()) {
       spdlog::error("no front end at {} for {}: ending", options.connect,
@@ -462,6 +477,7 @@ int run_worker(const WorkerOptions& options) {
       const SessionEnd end = session.run();
       if (end == SessionEnd::kShutdown) return 0;
       if (end == SessionEnd::kRefused) return 2;
+      if (told_to_end != 0) return 0;
       // A server that accepts and hangs up at once is no contact.
       const bool stayed = absl::Now() - attached > kLongestRetry;
       if (stayed) retry = kFirstRetry;
@@ -478,6 +494,7 @@ int run_worker(const WorkerOptions& options) {
     absl::SleepFor(std::min(retry, std::max(left, absl::ZeroDuration())));
     retry = std::min(retry * 2, kLongestRetry);
   }
+  return 0;
 }
 
 }  // namespace annulus::server

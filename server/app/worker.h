@@ -19,6 +19,7 @@ namespace annulus::server {
 struct WorkerOptions {
   std::string connect;  // host:port of the front end's control server
   int32_t wanted_rank = -1;
+  int32_t local_rank = -1;  // among the ranks of this host; -1: not known
   std::string model;
   parallel::ConfigOverrides overrides;
   int32_t threads = 1;
@@ -28,6 +29,7 @@ struct WorkerOptions {
   std::string secret;
   std::string transports;                             // UCX's list; empty: it chooses per peer
   absl::Duration orphan_timeout = absl::Seconds(60);  // without a front end: end
+  absl::Duration drain_timeout;  // after SIGTERM, for a front end that drains: end
   int64_t max_message_bytes = int64_t{256} << 20;
 };
 

@@ -55,12 +55,21 @@ TEST(Cli, ATpThatDoesNotDivideNamesThoseThatDo) {
 
 TEST(Cli, HelpTeachesByExample) {
   EXPECT_EQ(annulus({"--version"}).out.substr(0, 8), "annulus ");
-  for (const char* command : {"serve", "worker", "generate", "chat", "status", "plan"}) {
+  for (const char* command : {"serve", "worker", "generate", "chat", "status", "plan", "hosts"}) {
     const Outcome outcome = annulus({command, "--help"});
     EXPECT_EQ(outcome.code, 0);
     EXPECT_NE(outcome.out.find(std::string("annulus ") + command), std::string::npos);
     EXPECT_NE(outcome.out.find("Examples:"), std::string::npos) << command;
   }
+}
+
+TEST(Cli, HostsAreOneALine) {
+  const Outcome outcome = annulus({"hosts", "node[1-2,09-10],gpu-a"});
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_EQ(outcome.out, "node1\nnode2\nnode09\nnode10\ngpu-a\n");
+  EXPECT_EQ(annulus({"hosts", "--first", "node[4-6]"}).out, "node4\n");
+  expect_one_line(annulus({"hosts", "node[1-2"}), 2, "at character 5: this [ has no ]");
+  expect_one_line(annulus({"hosts"}), 2, "list");
 }
 
 TEST(Cli, NobodyThereIsOneLineThatSaysWhatToDo) {

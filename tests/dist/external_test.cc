@@ -3,9 +3,12 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <chrono>
 #include <sstream>
+#include <thread>
 
 #include "bench/server_process.h"
+#include "tests/dist/cluster.h"
 #include "tests/dist/command.h"
 
 namespace annulus::testing {
@@ -83,6 +86,54 @@ TEST(External, AStrangerIsRefusedInOneLine) {
   const Outcome other_model = Process({"/bin/sh", "-c", command + " --rope-theta 12345"}).wait(10);
   EXPECT_EQ(other_model.code, 2);
   EXPECT_NE(other_model.err.find("another model"), std::string::npos) << other_model.err;
+}
+
+// What Slurm, Kubernetes and systemd do: everybody is told to end at once.
+TEST(External, RanksOutlastTheirSigtermWhileTheFrontEndDrains) {
+  const auto front = serve_external("0");
+  ASSERT_TRUE(front->wait_for_output("--rank 1"));
+  const std::string out = front->out();
+  const size_t at = out.find("--connect ") + 10;
+  const std::string port =
+      out.substr(out.find(':', at) + 1, out.find(' ', at) - out.find(':', at) - 1);
+  std::vector<std::unique_ptr<Process>> workers;
+  for (const char* rank : {"RANK=0", "RANK=1"}) {  // and everything else is the launcher's too
+    workers.push_back(std::make_unique<Process>(std::vector<std::string>{
+        "/usr/bin/env", rank, "WORLD_SIZE=2", "MASTER_ADDR=127.0.0.1", "MASTER_PORT=" + port,
+        "ANNULUS_SECRET=the secret", bench::annulus_binary(), "worker", "--model",
+        tiny_model_file(), "--threads", "1", "--drain-timeout", "30"}));
+  }
+  const auto stub = stub_for(ready_address(*front));
+  const v1::GetClusterResponse cluster = wait_serving(*stub, 0);
+  for (int rank = 0; rank < 2; ++rank) {
+    EXPECT_EQ(cluster.ranks(rank).pid(), workers[static_cast<size_t>(rank)]->pid());
+  }
+
+  Stream running(*stub, ask("The ring is", 2000));
+  running.wait_tokens(3);
+  for (int again = 0; again < 2; ++again) {  // Slurm says it twice at a time limit
+    for (const auto& worker : workers) worker->signal(SIGTERM);
+  }
+  front->signal(SIGTERM);
+  EXPECT_TRUE(running.status().ok());
+  EXPECT_EQ(running.ids().size(), 2000u);
+  EXPECT_EQ(front->wait(10).code, 0);
+  for (const auto& worker : workers) EXPECT_EQ(worker->wait(5).code, 0);
+}
+
+TEST(External, ARankThatIsToldToEndDoesNotWaitForAFrontEnd) {
+  Process worker({bench::annulus_binary(), "worker", "--connect", "127.0.0.1:1", "--model",
+                  tiny_model_file(), "--drain-timeout", "600"});
+  std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  worker.signal(SIGTERM);
+  EXPECT_EQ(worker.wait(5).code, 0);
+}
+
+TEST(External, AWorkerWithoutAnybodyToAskSaysSo) {
+  const Outcome outcome = annulus({"worker", "--model", tiny_model_file()});
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_NE(outcome.err.find("--connect is missing"), std::string::npos) << outcome.err;
+  EXPECT_EQ(lines(outcome.err), 1) << outcome.err;
 }
 
 TEST(External, AWorkerWithoutAFrontEndEnds) {
