@@ -13,16 +13,16 @@
 #include "kernels/core/math.h"
 #include "kernels/cpu/attention_kernels.h"
 #include "kernels/cpu/queue.h"
+#include "kernels/cpu/row_kernels.h"
 
 namespace annulus::kernels {
 namespace {
 
-constexpr int32_t kMaxHeadDim = 256;
 constexpr int32_t kTileKeys = 64;       // splits fall on tile edges
 constexpr int32_t kFewSplitKeys = 512;  // 400 KiB of bf16 at 3 KV heads of 64: about 20 us
-constexpr int32_t kFewSplits = 128;     // bounds the partials of few rows: scratch is not O(keys)
 constexpr int32_t kTiledSplitKeys = 2048;
 constexpr int32_t kWantedItems = 32;  // per segment, where its keys allow
+static_assert(kWantedItems <= kMaxSplits);
 
 // How one segment is cut: blocks of query rows x KV heads x splits of keys.
 struct Cut {
@@ -40,7 +40,7 @@ Cut cut_segment(const Segment& segment, int32_t group, const KvFormat& format, i
     cut.kv_heads = format.kv_heads;
     cut.rows = n;
     cut.blocks = 1;
-    cut.split_keys = std::max(kFewSplitKeys, ceil_div(keys, kFewSplits));
+    cut.split_keys = std::max(kFewSplitKeys, ceil_div(keys, kMaxSplits));
     cut.split_keys = ceil_div(cut.split_keys, kTileKeys) * kTileKeys;
   } else {
     cut.blocks = ceil_div(n, std::max(1, block_rows / group));
@@ -61,7 +61,7 @@ struct Item {
   float* partial_lse;
 };
 
-// Partials of all splits of one row block and KV head, merged in split order.
+// Partials of all splits of one row block and its KV heads.
 struct Gather {
   int32_t segment, kv_head, kv_heads, first_row, rows, splits;
   float* o;
@@ -215,13 +215,12 @@ void attend(CpuQueue& queue, ConstTensor q, std::span<const Segment> segments,
   queue.parallel_for(n_gathers, [&](int64_t i, int) {
     const Gather& g = gathers[i];
     const Segment& segment = segments[static_cast<size_t>(g.segment)];
-    const int64_t heads = int64_t{group} * g.kv_heads, m = g.rows * heads;
-    for (int32_t split = 1; split < g.splits; ++split)
-      kernels.merge(g.o, g.lse, g.o + split * m * d, g.lse + split * m, m, d);
+    const int64_t heads = int64_t{group} * g.kv_heads;
     for (int32_t r = 0; r < g.rows; ++r) {
       const int64_t at =
           (int64_t{segment.q_first} + g.first_row + r) * acc.heads + int64_t{g.kv_head} * group;
-      kernels.merge(acc.o + at * d, acc.lse + at, g.o + r * heads * d, g.lse + r * heads, heads, d);
+      kernels.combine(acc.o + at * d, acc.lse + at, g.o + r * heads * d, g.lse + r * heads,
+                      g.splits, g.rows * heads, heads, d);
     }
   });
 }
@@ -251,6 +250,7 @@ void kv_append(CpuQueue& queue, ConstTensor k, ConstTensor v, std::byte* base,
                 name(v.dtype));
   ANNULUS_CHECK(k.rows == rows && v.rows == rows && k.cols == width && v.cols == width, "k ",
                 k.rows, "x", k.cols, " v ", v.rows, "x", v.cols, " for ", rows, "x", width);
+  const RowKernels& kernels = ANNULUS_SELECT_ISA(queue.isa(), kRowKernels);
   constexpr int64_t kRows = 64;
   queue.parallel_for((rows + kRows - 1) / kRows, [&](int64_t i, int) {
     for (int64_t r = i * kRows; r < std::min(rows, (i + 1) * kRows); ++r) {
@@ -259,8 +259,7 @@ void kv_append(CpuQueue& queue, ConstTensor k, ConstTensor v, std::byte* base,
         if (format.dtype == DType::kF32) {
           std::memcpy(out, from, static_cast<size_t>(width) * sizeof(float));
         } else {
-          bf16* to = reinterpret_cast<bf16*>(out);
-          for (int64_t c = 0; c < width; ++c) to[c] = to_bf16(from[c]);
+          kernels.to_bf16(reinterpret_cast<bf16*>(out), from, width);
         }
         out += width * size_bytes(format.dtype);
       }

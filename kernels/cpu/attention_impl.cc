@@ -410,9 +410,41 @@ void merge(float* o, float* lse, const float* from_o, const float* from_lse, int
     merge_row(o + i * head_dim, lse + i, from_o + i * head_dim, 1.0f, from_lse[i], head_dim);
 }
 
+// Weights of all splits first, so that a row costs exponentials of 16 splits at a time and one
+// logarithm, and each partial is read once.
+void combine(float* o, float* lse, const float* from_o, const float* from_lse, int32_t splits,
+             int64_t split_rows, int64_t count, int32_t head_dim) {
+  alignas(64) float weights[kMaxSplits];
+  alignas(64) float sums[kMaxHeadDim];
+  for (int64_t i = 0; i < count; ++i) {
+    float highest = kMinusInfinity;
+    for (int32_t s = 0; s < splits; ++s) {
+      weights[s] = from_lse[s * split_rows + i];
+      if (weights[s] > highest) highest = weights[s];
+    }
+    if (highest == kMinusInfinity) continue;
+    Vec total = zero();
+    for (int32_t s = 0; s < splits; s += kLanes) {
+      const int n = splits - s < kLanes ? splits - s : kLanes;
+      const Vec weight = exp(sub(load_n(weights + s, n), set1(highest)));
+      store_n(weights + s, weight, n);
+      total = add(total, load_n(weights + s, n));  // lanes without a split hold 0
+    }
+    for (int32_t c = 0; c < head_dim; c += kLanes) {
+      const int n = head_dim - c < kLanes ? head_dim - c : kLanes;
+      Vec sum = zero();
+      for (int32_t s = 0; s < splits; ++s)
+        sum = fma(set1(weights[s]), load_n(from_o + (s * split_rows + i) * head_dim + c, n), sum);
+      store_n(sums + c, sum, n);
+    }
+    const float sum = reduce_add(total);
+    merge_row(o + i * head_dim, lse + i, sums, 1.0f / sum, highest + logf(sum), head_dim);
+  }
+}
+
 }  // namespace
 
-const AttentionKernels attention_kernels = {kBlockRows, scratch_bytes, attend, attend_few_rows,
-                                            merge};
+const AttentionKernels attention_kernels = {kBlockRows,      scratch_bytes, attend,
+                                            attend_few_rows, merge,         combine};
 
 }  // namespace annulus::kernels::ANNULUS_ISA

@@ -53,9 +53,15 @@ struct AttentionKernels {
   // into = merge(into, from) for count rows of o [count, head_dim], lse [count].
   void (*merge)(float* o, float* lse, const float* from_o, const float* from_lse, int64_t count,
                 int32_t head_dim);
+  // into = merge(into, all splits), split s of row i at from + s * split_rows + i. At most
+  // kMaxSplits of them.
+  void (*combine)(float* o, float* lse, const float* from_o, const float* from_lse, int32_t splits,
+                  int64_t split_rows, int64_t count, int32_t head_dim);
 };
 
 inline constexpr int32_t kFewRows = 8;
+inline constexpr int32_t kMaxSplits = 128;
+inline constexpr int32_t kMaxHeadDim = 256;
 
 ANNULUS_DECLARE_PER_ISA(AttentionKernels, attention_kernels)
 
