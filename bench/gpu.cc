@@ -74,15 +74,22 @@ class Bench {
     rows.push_back({"copy within memory, read and write counted", ms, copy_gb_s_, "GB/s", 0, ""});
   }
 
-  // x f32 as between ops, weights bf16; rounding x is part of it, some 8 % of the limit's time. Few
-  // rows read what the L2 still holds of the weights: an upper bound below 100 MB.
-  void gemm(int64_t m, int64_t n, int64_t k, bool is_limit) {
+  // x f32 as between ops, weights bf16 or F8; rounding x is part of it, some 8 % of the limit's
+  // time. Few rows read what the L2 still holds of the weights: an upper bound below 100 MB.
+  void gemm(int64_t m, int64_t n, int64_t k, bool is_limit,
+            WeightFormat format = WeightFormat::kBF16) {
+    const bool f8 = format == WeightFormat::kF8E4M3;
     m = scaled(m, 1);
-    n = scaled(n, 64);
-    k = scaled(k, 64);
-    const std::vector<bf16> weights = random_bf16(static_cast<size_t>(n * k));
-    const WeightSource source = {
-        WeightFormat::kBF16, reinterpret_cast<const std::byte*>(weights.data()), n, k, 0, 2 * k};
+    n = scaled(n, 64) / 16 * 16;
+    k = scaled(k, 64) / 16 * 16;
+    // As F8, a bf16's bytes are codes; the pattern of NaN is avoided by clearing a bit of
+    // exponents.
+    std::vector<bf16> weights = random_bf16(static_cast<size_t>(f8 ? n * k / 2 : n * k));
+    if (f8)
+      for (bf16& w : weights) w.bits &= 0xbfbfu;
+    const WeightSource source = {format, reinterpret_cast<const std::byte*>(weights.data()),
+                                 n,      k,
+                                 0,      k * block_of(format).bytes};
     const CudaMatrix w = CudaMatrix::load(queue_, {&source, 1}, Precision::kDefault);
     std::vector<float> values(static_cast<size_t>(m * k));
     const std::vector<bf16> draws = random_bf16(values.size());
@@ -92,16 +99,18 @@ class Bench {
       matmul(queue_, matrix(reinterpret_cast<float*>(out.data()), m, n),
              matrix(reinterpret_cast<const float*>(x.data()), m, k), w);
     });
-    const std::string what = concat("linear layer, ", m, " x ", k, " by ", n, " x ", k);
+    const std::string what =
+        concat(f8 ? "F8 linear layer, " : "linear layer, ", m, " x ", k, " by ", n, " x ", k);
     if (m < 64 && !is_limit) {  // bound by reading the weights
       const double gb_s = 1e-6 * static_cast<double>(w.bytes()) / ms;
       rows.push_back({what, ms, gb_s, "GB/s", gb_s / copy_gb_s_, "copy"});
       return;
     }
     const double tflop_s = 2e-9 * static_cast<double>(m * n * k) / ms;
-    if (is_limit) gemm_tflop_s_ = std::max(gemm_tflop_s_, tflop_s);
-    rows.push_back({what, ms, tflop_s, "TFLOP/s", is_limit ? 0 : tflop_s / gemm_tflop_s_,
-                    is_limit ? "" : "gemm"});
+    double& limit = f8 ? f8_gemm_tflop_s_ : gemm_tflop_s_;
+    if (is_limit) limit = std::max(limit, tflop_s);
+    rows.push_back({what, ms, tflop_s, "TFLOP/s", is_limit ? 0 : tflop_s / limit,
+                    is_limit ? "" : (f8 ? "F8 gemm" : "gemm")});
   }
 
   // n_new tokens behind n_cached of one sequence, paged as the engine's.
@@ -161,7 +170,7 @@ class Bench {
  private:
   CudaQueue& queue_;
   GpuBenchOptions options_;
-  double copy_gb_s_ = 1, gemm_tflop_s_ = 1e-9;
+  double copy_gb_s_ = 1, gemm_tflop_s_ = 1e-9, f8_gemm_tflop_s_ = 1e-9;
 };
 
 }  // namespace
@@ -173,6 +182,11 @@ std::vector<GpuRow> measure_gpu(CudaQueue& queue, const GpuBenchOptions& options
   bench.gemm(4096, 6144, 4096, false);  // QKV of an 8B model
   bench.gemm(1, 6144, 4096, false);
   bench.gemm(1, 16384, 16384, false);
+  constexpr WeightFormat kF8 = WeightFormat::kF8E4M3;
+  bench.gemm(8192, 8192, 8192, true, kF8);
+  bench.gemm(8192, 13312, 16384, false, kF8);  // gate and up of a 405B, one rank of TP8
+  bench.gemm(8192, 16384, 6656, false, kF8);   // down
+  bench.gemm(1, 13312, 16384, false, kF8);
   // The ring's full tiles, prefill's triangles, decode. 405B: one rank of TP8.
   bench.attention("405B TP8", 16, 1, 128, 8192, 32768);
   bench.attention("405B TP8", 16, 1, 128, 16384, 0);

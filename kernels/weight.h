@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 
@@ -46,6 +47,8 @@ struct WeightSource {
   int64_t rows = 0, cols = 0, first_col = 0, row_stride_bytes = 0;
   // F8: a float a row, which its weights are times; may be unaligned. Null: none.
   const std::byte* row_scales = nullptr;
+  // F8: no row of inputs is scaled as if it held more than this, where inputs become F8 too.
+  float input_bound = std::numeric_limits<float>::infinity();
 
   WeightSource slice_rows(int64_t first, int64_t count) const {
     WeightSource s = *this;
@@ -65,6 +68,11 @@ struct WeightSource {
 // out[cols] = row r of source, exactly as the format defines it (float arithmetic of the format's
 // own scales).
 void dequantise_row(const WeightSource& source, int64_t r, float* out);
+
+// How a GPU holds these sources, stacked along n: kF32 under Precision::kF32; kF8E4M3, a scale a
+// row, where all of them are that, with one input bound, and n and k are multiples of 16 (what
+// tensor cores multiply); else kBF16.
+WeightFormat format_on_gpu(std::span<const WeightSource> sources, Precision precision);
 
 // A packed [n, k] matrix: y[n] = sum_k w[n, k] x[k]. Panels of kPanel consecutive outputs are
 // contiguous ("granules"), so that a slice of outputs at multiples of kPanel is a view. Move-only

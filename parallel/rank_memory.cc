@@ -17,7 +17,9 @@ int64_t held_bytes(std::span<const WeightSource> sources, const MemoryQuestion& 
   if (!in.gpu) return kernels::PackedMatrix::bytes_of(sources, in.precision);
   int64_t n = 0;
   for (const WeightSource& s : sources) n += s.rows;
-  return n * sources.front().cols * (in.precision == kernels::Precision::kF32 ? 4 : 2);
+  const kernels::WeightFormat format = kernels::format_on_gpu(sources, in.precision);
+  const int64_t scales = format == kernels::WeightFormat::kF8E4M3 ? n * 4 : 0;
+  return n * sources.front().cols * kernels::block_of(format).bytes + scales;
 }
 
 int64_t weight_bytes(const Checkpoint& checkpoint, const MemoryQuestion& in) {

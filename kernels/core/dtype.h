@@ -51,4 +51,20 @@ constexpr float f8_e4m3_to_float(uint8_t f) {
   return sign != 0 ? -value : value;
 }
 
+inline constexpr float kF8Largest = 448;
+
+// To nearest even; what is larger becomes the largest, NaN stays NaN.
+constexpr uint8_t float_to_f8_e4m3(float x) {
+  uint32_t u = std::bit_cast<uint32_t>(x);
+  const uint32_t sign = u >> 24 & 0x80u;
+  u &= 0x7fffffffu;
+  if (u > 0x7f800000u) return static_cast<uint8_t>(sign | 0x7fu);
+  const float size = std::bit_cast<float>(u);
+  if (size >= kF8Largest) return static_cast<uint8_t>(sign | 0x7eu);
+  // Below 2^-6 a step is 2^-9, which is that of floats from 2^14 on.
+  if (size < 0x1p-6f)
+    return static_cast<uint8_t>(sign | (std::bit_cast<uint32_t>(size + 0x1p14f) & 0xffu));
+  return static_cast<uint8_t>(sign | (((u + 0x7ffffu + (u >> 20 & 1u)) >> 20) - (120u << 3)));
+}
+
 }  // namespace annulus::kernels

@@ -204,6 +204,19 @@ void dequantise_row(const WeightSource& source, int64_t r, float* out) {
   }
 }
 
+WeightFormat format_on_gpu(std::span<const WeightSource> sources, Precision precision) {
+  if (precision == Precision::kF32) return WeightFormat::kF32;
+  int64_t n = 0;
+  for (const WeightSource& source : sources) {
+    if (source.format != WeightFormat::kF8E4M3 || source.input_bound != sources[0].input_bound)
+      return WeightFormat::kBF16;
+    n += source.rows;
+  }
+  constexpr int64_t kUnit = 16;
+  return n % kUnit == 0 && sources[0].cols % kUnit == 0 ? WeightFormat::kF8E4M3
+                                                        : WeightFormat::kBF16;
+}
+
 PackedMatrix PackedMatrix::pack(std::span<const WeightSource> sources, Precision precision,
                                 CpuQueue* queue) {
   ANNULUS_CHECK(!sources.empty());

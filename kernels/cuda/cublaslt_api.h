@@ -29,10 +29,14 @@ struct CublasHeuristic {  // cublasLtMatmulHeuristicResult_t
   int reserved[4];
 };
 
-inline constexpr int kCublasF32 = 0, kCublasBF16 = 14;         // cudaDataType_t
-inline constexpr int kCublasCompute32F = 68;                   // cublasComputeType_t
-inline constexpr int32_t kCublasTranspose = 1;                 // cublasOperation_t
-inline constexpr int kCublasDescTransA = 3;                    // cublasLtMatmulDescAttributes_t
+inline constexpr int kCublasF32 = 0, kCublasBF16 = 14, kCublasF8E4M3 = 28;  // cudaDataType_t
+inline constexpr int kCublasCompute32F = 68;                                // cublasComputeType_t
+inline constexpr int32_t kCublasTranspose = 1;                              // cublasOperation_t
+inline constexpr int kCublasDescTransA = 3;          // cublasLtMatmulDescAttributes_t
+inline constexpr int kCublasDescScale[] = {17, 18};  // pointers: of A, of B
+inline constexpr int kCublasDescFastSums = 25;
+inline constexpr int kCublasDescScaleMode[] = {31, 32};
+inline constexpr int32_t kCublasScaleARow = 3;                 // OUTER_VEC_32F
 inline constexpr int kCublasPreferWorkspace = 1;               // ...MatmulPreferenceAttributes_t
 inline constexpr int kCublasPreferAlignment[] = {5, 6, 7, 8};  // of A, B, C, D, bytes
 

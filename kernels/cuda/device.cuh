@@ -42,6 +42,17 @@ __device__ inline int32_t warp_max(int32_t x) {
   return x;
 }
 
+// Every thread of a block of kBlock gets the largest; x >= 0. NaN counts as 0.
+__device__ inline float block_max(float x) {
+  __shared__ float highest[kBlock / kWarp];
+  for (int step = kWarp / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, step));
+  if (threadIdx.x % kWarp == 0) highest[threadIdx.x / kWarp] = x;
+  __syncthreads();
+  float most = 0;
+  for (const float each : highest) most = fmaxf(most, each);
+  return most;
+}
+
 // Every thread of a block of kBlock gets the sum. May be called again after a __syncthreads().
 __device__ inline float block_sum(float x) {
   __shared__ float sums[kBlock / kWarp];

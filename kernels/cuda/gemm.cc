@@ -53,9 +53,15 @@ Gemm::Plan Gemm::make(const Shape& s) const {
   check_cublas(
       api_.desc_set(plan.desc, kCublasDescTransA, &kCublasTranspose, sizeof kCublasTranspose),
       "transposition");
-  const int type = cublas_type(s.type);
-  check_cublas(api_.layout_create(&plan.w, type, size(s.k), size(s.n), s.w_stride), "a layout");
-  check_cublas(api_.layout_create(&plan.x, type, size(s.k), size(s.m), s.x_stride), "a layout");
+  if (s.type == kCublasF8E4M3) {
+    for (const int mode : kCublasDescScaleMode)
+      check_cublas(api_.desc_set(plan.desc, mode, &kCublasScaleARow, sizeof kCublasScaleARow),
+                   "scales by row");
+    const int8_t fast = 1;
+    check_cublas(api_.desc_set(plan.desc, kCublasDescFastSums, &fast, sizeof fast), "fast sums");
+  }
+  check_cublas(api_.layout_create(&plan.w, s.type, size(s.k), size(s.n), s.w_stride), "a layout");
+  check_cublas(api_.layout_create(&plan.x, s.type, size(s.k), size(s.m), s.x_stride), "a layout");
   check_cublas(api_.layout_create(&plan.out, kCublasF32, size(s.n), size(s.m), s.out_stride),
                "a layout");
   CublasPreference preference = nullptr;
@@ -80,34 +86,54 @@ Gemm::Plan Gemm::make(const Shape& s) const {
   return plan;
 }
 
+const Gemm::Plan& Gemm::plan_of(const Shape& shape) {
+  auto at = plans_.find(shape);
+  if (at == plans_.end()) {
+    if (plans_.size() >= kMostPlans) drop_plans();
+    at = plans_.emplace(shape, make(shape)).first;
+  }
+  return at->second;
+}
+
+void Gemm::run(cudaStream_t stream, const Plan& plan, const void* w, const void* x,
+               float* out) const {
+  const float one = 1, zero = 0;
+  check_cublas(api_.matmul(handle_, plan.desc, &one, w, plan.w, x, plan.x, &zero, out, plan.out,
+                           out, plan.out, &plan.algo, workspace_.data(),
+                           static_cast<size_t>(kWorkspaceBytes), stream),
+               "a product");
+}
+
 bool Gemm::multiply(cudaStream_t stream, Tensor out, ConstTensor x, ConstTensor w) {
   ANNULUS_CHECK(out.dtype == DType::kF32 && x.dtype == w.dtype && x.cols == w.cols &&
                     out.rows == x.rows && out.cols == w.rows,
                 out.rows, " x ", out.cols, " = ", x.rows, " x ", x.cols, ", weights ", w.rows,
                 " x ", w.cols);
   if (out.rows == 0) return true;
-  const Shape shape = {x.dtype,
-                       out.rows,
-                       out.cols,
-                       x.cols,
-                       x.row_stride,
-                       w.row_stride,
-                       out.row_stride,
-                       alignment_of(x.data),
-                       alignment_of(w.data),
-                       alignment_of(out.data)};
-  auto at = plans_.find(shape);
-  if (at == plans_.end()) {
-    if (plans_.size() >= kMostPlans) drop_plans();
-    at = plans_.emplace(shape, make(shape)).first;
-  }
-  const Plan& plan = at->second;
+  const Plan& plan =
+      plan_of({cublas_type(x.dtype), out.rows, out.cols, x.cols, x.row_stride, w.row_stride,
+               out.row_stride, alignment_of(x.data), alignment_of(w.data), alignment_of(out.data)});
   if (!plan.possible) return false;
-  const float one = 1, zero = 0;
-  check_cublas(api_.matmul(handle_, plan.desc, &one, w.data, plan.w, x.data, plan.x, &zero,
-                           out.data, plan.out, out.data, plan.out, &plan.algo, workspace_.data(),
-                           static_cast<size_t>(kWorkspaceBytes), stream),
-               "a product");
+  run(stream, plan, w.data, x.data, out.row<float>(0));
+  return true;
+}
+
+bool Gemm::multiply(cudaStream_t stream, Tensor out, const F8Rows& x, const F8Rows& w) {
+  ANNULUS_CHECK(out.dtype == DType::kF32 && x.cols == w.cols && out.rows == x.rows &&
+                    out.cols == w.rows && x.cols % 16 == 0 && w.rows % 16 == 0,
+                out.rows, " x ", out.cols, " = ", x.rows, " x ", x.cols, ", F8 weights ", w.rows,
+                " x ", w.cols);
+  if (out.rows == 0) return true;
+  const Plan& plan =
+      plan_of({kCublasF8E4M3, out.rows, out.cols, x.cols, x.cols, w.cols, out.row_stride,
+               alignment_of(x.codes), alignment_of(w.codes), alignment_of(out.data)});
+  if (!plan.possible) return false;
+  // A is w, B is x (make()).
+  const float* const scales[] = {w.scales, x.scales};
+  for (size_t i = 0; i < 2; ++i)
+    check_cublas(api_.desc_set(plan.desc, kCublasDescScale[i], &scales[i], sizeof scales[i]),
+                 "scales");
+  run(stream, plan, w.codes, x.codes, out.row<float>(0));
   return true;
 }
 

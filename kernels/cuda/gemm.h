@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gemm: matrix products by cuBLASLt on one queue: tensor cores for bf16, plain fp32 (no TF32) for
-// f32, sums in fp32. An algorithm is asked for once a shape and kept; the workspace is fixed, so
-// that a product allocates nothing (CUDA graphs). Which algorithm runs depends on the number of
-// rows: a row's bits may differ between batches, within the class of the precision. Owned by a
-// CudaQueue and used from its thread. Errors: DeviceError.
+// Gemm: matrix products by cuBLASLt on one queue: tensor cores for bf16 and F8, plain fp32 (no
+// TF32) for f32. Sums in fp32, but F8 with fast accumulation, as other engines that serve F8
+// multiply: the tensor cores then keep some 14 bits of a sum (DeepSeek-V3 report, 3.3.2). An
+// algorithm is asked for once a shape and kept; the workspace is fixed, so that a product allocates
+// nothing (CUDA graphs). Which algorithm runs depends on the number of rows: a row's bits may
+// differ between batches, within the class of the precision. Owned by a CudaQueue and used from its
+// thread. Errors: DeviceError.
 #pragma once
 
 #include <compare>
@@ -12,6 +14,7 @@
 
 #include "kernels/core/tensor.h"
 #include "kernels/cuda/cublaslt_api.h"
+#include "kernels/cuda/f8.h"
 #include "kernels/cuda/memory.h"
 
 namespace annulus::kernels {
@@ -26,10 +29,12 @@ class Gemm {
   // out[M, N] = x[M, K] w[N, K]^T, out f32, x and w of one type; rows may be a stride apart.
   // False, and nothing done, where cuBLASLt has no algorithm for it.
   bool multiply(cudaStream_t stream, Tensor out, ConstTensor x, ConstTensor w);
+  // The same of F8 with a scale a row of x and of w (OUTER_VEC_32F: Hopper only); N, K % 16 == 0.
+  bool multiply(cudaStream_t stream, Tensor out, const F8Rows& x, const F8Rows& w);
 
  private:
   struct Shape {
-    DType type;
+    int type;  // cudaDataType_t of x and w
     int64_t m, n, k, x_stride, w_stride, out_stride;
     uint32_t x_alignment, w_alignment, out_alignment;
     auto operator<=>(const Shape&) const = default;  // NOLINT(modernize-use-nullptr): <=> 0
@@ -40,7 +45,9 @@ class Gemm {
     bool possible = false;
     CublasAlgo algo = {};
   };
+  const Plan& plan_of(const Shape& shape);
   Plan make(const Shape& shape) const;
+  void run(cudaStream_t stream, const Plan& plan, const void* w, const void* x, float* out) const;
   void drop_plans();
 
   const CublasLtApi& api_;

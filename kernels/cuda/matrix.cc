@@ -5,6 +5,7 @@
 #include <chrono>
 #include <vector>
 
+#include "kernels/core/dtype.h"
 #include "kernels/cuda/launch.h"
 
 namespace annulus::kernels {
@@ -13,46 +14,69 @@ namespace {
 constexpr int64_t kPieceBytes = int64_t{32} << 20;    // of rows on their way to the device
 constexpr auto kPatience = std::chrono::seconds(60);  // for one piece
 
+// Row r of source in the format.
+void convert_row(const WeightSource& source, int64_t r, WeightFormat format,
+                 std::vector<float>& values, std::byte* to) {
+  if (format == WeightFormat::kF8E4M3) {
+    std::copy_n(source.data + r * source.row_stride_bytes + source.first_col, source.cols, to);
+    return;
+  }
+  if (format == WeightFormat::kF32) {
+    dequantise_row(source, r, reinterpret_cast<float*>(to));
+    return;
+  }
+  dequantise_row(source, r, values.data());
+  std::transform(values.begin(), values.end(), reinterpret_cast<bf16*>(to), to_bf16);
+}
+
 }  // namespace
 
 CudaMatrix CudaMatrix::load(CudaQueue& queue, std::span<const WeightSource> sources,
                             Precision precision) {
-  CudaMatrix out;
-  out.dtype_ = precision == Precision::kF32 ? DType::kF32 : DType::kBF16;
   ANNULUS_CHECK(!sources.empty(), "no weights");
+  CudaMatrix out;
+  out.format_ = format_on_gpu(sources, precision);
   out.k_ = sources[0].cols;
+  out.input_bound_ = sources[0].input_bound;
   for (const WeightSource& source : sources) {
     ANNULUS_CHECK(source.cols == out.k_, source.cols, " inputs beside ", out.k_);
     out.n_ += source.rows;
   }
-  out.memory_ = CudaQueue::Memory(out.bytes(), " of weights");
+  const int64_t row_bytes = out.row_bytes();
+  out.memory_ = CudaQueue::Memory(out.n_ * row_bytes, " of weights");
+  const auto send = [&](std::byte* to, const std::vector<std::byte>& from) {
+    check_cuda(
+        cudaMemcpyAsync(to, from.data(), from.size(), cudaMemcpyHostToDevice, queue.stream()),
+        "weights");
+    queue.finish(std::chrono::steady_clock::now() + kPatience);
+  };
 
-  const int64_t row_bytes = out.k_ * size_bytes(out.dtype_);
   const int64_t piece_rows = std::max(kPieceBytes / row_bytes, int64_t{1});
-  const auto k = static_cast<size_t>(out.k_);
-  std::vector<float> values(k);
+  std::vector<float> values(static_cast<size_t>(out.k_));
   std::vector<std::byte> piece;
   std::byte* to = out.memory_.data();
   for (const WeightSource& source : sources) {
     for (int64_t first = 0; first < source.rows; first += piece_rows) {
       const int64_t rows = std::min(piece_rows, source.rows - first);
       piece.resize(static_cast<size_t>(rows * row_bytes));
-      for (int64_t r = 0; r < rows; ++r) {
-        std::byte* row = piece.data() + r * row_bytes;
-        if (out.dtype_ == DType::kF32) {
-          dequantise_row(source, first + r, reinterpret_cast<float*>(row));
-          continue;
-        }
-        dequantise_row(source, first + r, values.data());
-        std::transform(values.begin(), values.end(), reinterpret_cast<bf16*>(row), to_bf16);
-      }
-      check_cuda(
-          cudaMemcpyAsync(to, piece.data(), piece.size(), cudaMemcpyHostToDevice, queue.stream()),
-          "weights");
-      queue.finish(std::chrono::steady_clock::now() + kPatience);
+      for (int64_t r = 0; r < rows; ++r)
+        convert_row(source, first + r, out.format_, values, piece.data() + r * row_bytes);
+      send(to, piece);
       to += rows * row_bytes;
     }
   }
+  if (out.scale_bytes() == 0) return out;
+  out.scales_ = CudaQueue::Memory(out.scale_bytes(), " of weights' scales");
+  piece.clear();
+  for (const WeightSource& source : sources) {
+    const std::vector<float> ones(
+        source.row_scales == nullptr ? static_cast<size_t>(source.rows) : 0, 1.0f);
+    const std::byte* const from = source.row_scales == nullptr
+                                      ? reinterpret_cast<const std::byte*>(ones.data())
+                                      : source.row_scales;
+    piece.insert(piece.end(), from, from + source.rows * 4);
+  }
+  send(out.scales_.data(), piece);
   return out;
 }
 

@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// CudaMatrix: the weights of a linear layer as a GPU holds them: [n, k] by rows, f32 or bf16, in
-// device memory. Precision::kDefault holds bf16 whatever the file's format (quantised blocks are
-// expanded: tensor cores read bf16), Precision::kF32 holds f32. Move-only owner; loaded once, by
-// the thread that owns the queue. Errors: DeviceError (memory).
+// CudaMatrix: the weights of a linear layer as a GPU holds them: [n, k] by rows in device memory,
+// in the format that format_on_gpu() says: f32, bf16 (quantised blocks are expanded: tensor cores
+// read bf16), or F8 with a scale a row. Move-only owner; loaded once, by the thread that owns the
+// queue. Errors: DeviceError (memory).
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <span>
 
-#include "kernels/core/dtype.h"
 #include "kernels/cuda/queue.h"
 #include "kernels/weight.h"
 
@@ -22,25 +21,27 @@ class CudaMatrix {
   static CudaMatrix load(CudaQueue& queue, std::span<const WeightSource> sources,
                          Precision precision);
 
-  DType dtype() const { return dtype_; }
+  WeightFormat format() const { return format_; }
   int64_t n() const { return n_; }
   int64_t k() const { return k_; }
-  int64_t bytes() const { return n_ * k_ * size_bytes(dtype_); }
+  int64_t bytes() const { return n_ * row_bytes() + scale_bytes(); }
   const std::byte* data() const { return memory_.data(); }  // on the device
-  // As a table whose rows embed() looks up.
+  // F8: [n] on the device, what the weights of a row are times; and WeightSource::input_bound.
+  const float* row_scales() const { return reinterpret_cast<const float*>(scales_.data()); }
+  float input_bound() const { return input_bound_; }
+  // As a table whose rows embed() looks up; all of it on the device.
   WeightSource rows() const {
-    return {dtype_ == DType::kF32 ? WeightFormat::kF32 : WeightFormat::kBF16,
-            memory_.data(),
-            n_,
-            k_,
-            0,
-            k_ * size_bytes(dtype_)};
+    return {format_, memory_.data(), n_, k_, 0, row_bytes(), scales_.data(), input_bound_};
   }
 
  private:
-  DType dtype_ = DType::kF32;
+  int64_t row_bytes() const { return k_ * block_of(format_).bytes; }
+  int64_t scale_bytes() const { return format_ == WeightFormat::kF8E4M3 ? n_ * 4 : 0; }
+
+  WeightFormat format_ = WeightFormat::kF32;
   int64_t n_ = 0, k_ = 0;
-  CudaQueue::Memory memory_;
+  float input_bound_ = 0;
+  CudaQueue::Memory memory_, scales_;
 };
 
 }  // namespace annulus::kernels

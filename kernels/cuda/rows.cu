@@ -67,6 +67,18 @@ struct Embed {
   }
 };
 
+template <class Out>
+struct EmbedF8 {
+  View<const uint8_t> table;
+  const float* scales;
+  View<Out> out;
+  const int32_t* ids;
+  __device__ void operator()(int64_t r, int64_t c) const {
+    const int32_t id = ids[r];
+    store(out.at(r, c), scales[id] * f8_e4m3_to_float(*table.at(id, c)));
+  }
+};
+
 // An element is a pair of one head: columns in units of half a head.
 struct Rope {
   View<float> x;
@@ -107,8 +119,19 @@ void embed<CudaQueue>(CudaQueue& queue, Tensor out, const WeightSource& table,
                       std::span<const int32_t> ids) {
   ANNULUS_CHECK(out.cols == table.cols && out.rows == static_cast<int64_t>(ids.size()), out.rows,
                 " x ", out.cols, ", table ", table.cols, ", ids ", ids.size());
+  if (table.format == WeightFormat::kF8E4M3) {
+    const View<const uint8_t> codes = {
+        reinterpret_cast<const uint8_t*>(table.data + table.first_col), table.rows, table.cols,
+        table.row_stride_bytes};
+    with_type(out.dtype, [&]<class Out>(Out) {
+      for_each(queue, out.rows, out.cols,
+               EmbedF8<Out>{codes, reinterpret_cast<const float*>(table.row_scales), view<Out>(out),
+                            ids.data()});
+    });
+    return;
+  }
   ANNULUS_CHECK(table.format == WeightFormat::kF32 || table.format == WeightFormat::kBF16,
-                "a table on a GPU is f32 or bf16");
+                "a table on a GPU is f32, bf16 or F8");
   const DType in = table.format == WeightFormat::kF32 ? DType::kF32 : DType::kBF16;
   const ConstTensor rows = {table.data + table.first_col * size_bytes(in), in, table.rows,
                             table.cols, table.row_stride_bytes / size_bytes(in)};

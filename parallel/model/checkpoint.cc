@@ -12,6 +12,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "parallel/model/safetensors.h"
 
 namespace annulus::parallel {
@@ -52,14 +53,19 @@ constexpr TensorNames kFolderNames = {"model.embed_tokens.weight",
                                       "mlp.up_proj.weight",
                                       "mlp.down_proj.weight"};
 
+// Of an F8 matrix: what bounds the rows of inputs (fbgemm_fp8).
+std::string input_bound_name(const std::string& matrix) {
+  return absl::StrCat(absl::StripSuffix(matrix, "weight"), "input_scale_ub");
+}
+
 // Looks tensors up by name, checks type and shape, and remembers the first error and what was used.
 class Resolver {
  public:
   Resolver(const Directory& directory, const std::string& label)
       : directory_(directory), label_(label) {}
 
-  // F8 matrices have NAME_scale, [rows, 1] in F32, beside them. Their input_scale_ub bounds what
-  // activations are rounded to by engines that multiply in F8; this one does not round them.
+  // F8 matrices have NAME_scale, [rows, 1] in F32, beside them, and may have input_scale_ub, [1]:
+  // what a GPU that rounds inputs to F8 takes for the most that a row of them holds.
   WeightSource matrix(const std::string& name, int64_t rows, int64_t cols) {
     WeightSource weights = source(name, {rows, cols}, rows, cols);
     if (!status_.ok() || weights.format != kernels::WeightFormat::kF8E4M3) return weights;
@@ -71,6 +77,17 @@ class Resolver {
       return {};
     }
     weights.row_scales = scales.data;
+    const std::string bound = input_bound_name(name);
+    if (!directory_.contains(bound)) return weights;
+    const std::vector<float> value = vector(bound, 1);
+    if (!status_.ok()) return {};
+    weights.input_bound = value[0];
+    if (!(weights.input_bound > 0)) {
+      status_ = absl::InvalidArgumentError(
+          absl::StrCat(label_, ": tensor ", quote_name(bound), " is ", weights.input_bound,
+                       ", but it bounds sizes: it must be above 0"));
+      return {};
+    }
     return weights;
   }
   std::vector<float> vector(const std::string& name, int64_t count) {
@@ -90,7 +107,7 @@ class Resolver {
     if (!status_.ok()) return status_;
     for (const auto& [name, tensor] : directory_)
       if (!used_.contains(name) && name != "rope_freqs.weight" && name != "lm_head.weight" &&
-          !absl::EndsWith(name, ".rotary_emb.inv_freq") && !absl::EndsWith(name, ".input_scale_ub"))
+          !absl::EndsWith(name, ".rotary_emb.inv_freq"))
         return absl::InvalidArgumentError(
             absl::StrCat(label_, ": tensor ", quote_name(name),
                          " has no place in a plain Llama (biases, experts and adapters are not "
@@ -337,7 +354,8 @@ absl::Status Checkpoint::generate(std::string_view shape, const ConfigOverrides&
   absl::StatusOr<LlamaConfig> config = synthetic_config(shape, overrides);
   if (!config.ok()) return config.status();
   const LlamaConfig& c = *config;
-  const SyntheticWeights& weights = generated_.emplace(c);
+  const bool f8 = synthetic_has_f8(shape);
+  const SyntheticWeights& weights = generated_.emplace(c, f8);
   Directory raw;
   const auto matrix = [&](const std::string& name, int64_t rows, int64_t cols) {
     raw[name] = {"BF16",
@@ -345,6 +363,17 @@ absl::Status Checkpoint::generate(std::string_view shape, const ConfigOverrides&
                  {rows, cols},
                  weights.matrix(name, rows, cols),
                  SyntheticWeights::kRowStrideBytes};
+  };
+  const auto matrix_f8 = [&](const std::string& name, int64_t rows, int64_t cols) {
+    raw[name] = {"F8_E4M3",
+                 kernels::WeightFormat::kF8E4M3,
+                 {rows, cols},
+                 weights.matrix_f8(name, rows, cols),
+                 SyntheticWeights::kRowStrideBytes};
+    raw[name + "_scale"] = {
+        "F32", kernels::WeightFormat::kF32, {rows, 1}, weights.row_scales(rows), 0};
+    raw[input_bound_name(name)] = {
+        "F32", kernels::WeightFormat::kF32, {1}, weights.input_bound(), 0};
   };
   const auto norm = [&](const std::string& name) {
     raw[name] = {"BF16", kernels::WeightFormat::kBF16, {c.dim}, weights.ones(c.dim), 0};
@@ -362,9 +391,13 @@ absl::Status Checkpoint::generate(std::string_view shape, const ConfigOverrides&
     matrix(prefix + names.k, kv_rows, c.dim);
     matrix(prefix + names.v, kv_rows, c.dim);
     matrix(prefix + names.o, c.dim, q_rows);
-    matrix(prefix + names.gate, c.ffn, c.dim);
-    matrix(prefix + names.up, c.ffn, c.dim);
-    matrix(prefix + names.down, c.dim, c.ffn);
+    const auto ffn = [&](const std::string& name, int64_t rows, int64_t cols) {
+      f8&& i > 0 && i + 1 < c.layers ? matrix_f8(prefix + name, rows, cols)
+                                     : matrix(prefix + name, rows, cols);
+    };
+    ffn(names.gate, c.ffn, c.dim);
+    ffn(names.up, c.ffn, c.dim);
+    ffn(names.down, c.dim, c.ffn);
   }
   absl::StatusOr<ModelTensors> tensors = resolve(c, raw, names, c.name);
   if (!tensors.ok()) return tensors.status();

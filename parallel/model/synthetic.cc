@@ -21,12 +21,26 @@ using nlohmann::json;
 
 constexpr int64_t kWindows = 1024;  // where matrices may begin, one row stride apart
 constexpr float kSpread = 0.035f;   // uniform: a standard deviation of 0.02
+constexpr std::string_view kF8Suffix = "-FP8";
+constexpr float kInputBound = 1200;  // as in Llama-3.1-405B-Instruct-FP8
 
 uint64_t mix(uint64_t x) {  // splitmix64
   x += 0x9e3779b97f4a7c15u;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
   return x ^ (x >> 31);
+}
+
+// Uniform within +-1, exact in a float.
+float draw(uint64_t i) {
+  return static_cast<float>(mix(i) >> 40) * 0x1p-23f - 1;
+}
+
+// Where the window of a matrix of this name begins.
+size_t window_of(std::string_view name) {
+  uint64_t window = 0;
+  for (const char c : name) window = mix(window ^ static_cast<uint8_t>(c));
+  return window % kWindows * SyntheticWeights::kRowStrideBytes;
 }
 
 json llama_json(int layers, int dim, int heads, int kv_heads, int head_dim, int ffn, int vocab) {
@@ -107,9 +121,14 @@ absl::StatusOr<json> from_list(const std::string& list, const std::string& label
 
 }  // namespace
 
+bool synthetic_has_f8(std::string_view shape) {
+  return shape.ends_with(kF8Suffix);
+}
+
 absl::StatusOr<LlamaConfig> synthetic_config(std::string_view shape,
                                              const ConfigOverrides& overrides) {
   const std::string label = std::string(kSyntheticPrefix) + std::string(shape);
+  if (synthetic_has_f8(shape)) shape.remove_suffix(kF8Suffix.size());
   const auto shapes = published();
   std::string text;
   std::error_code error;
@@ -128,7 +147,8 @@ absl::StatusOr<LlamaConfig> synthetic_config(std::string_view shape,
           label, ": no such shape; there are ",
           absl::StrJoin(shapes, ", ",
                         [](std::string* out, auto& s) { absl::StrAppend(out, s.first); }),
-          ", the path of a config.json, or a list such as layers=2,dim=512,heads=16,kv_heads=1"));
+          ", the path of a config.json, or a list such as layers=2,dim=512,heads=16,kv_heads=1; "
+          "behind each, -FP8"));
     constexpr uintmax_t kMostBytes = 1 << 20;
     if (std::filesystem::file_size(path, error) > kMostBytes)
       return absl::InvalidArgumentError(absl::StrCat(label, ": too large for a config"));
@@ -150,25 +170,41 @@ absl::StatusOr<LlamaConfig> synthetic_config(std::string_view shape,
   return config;
 }
 
-SyntheticWeights::SyntheticWeights(const LlamaConfig& config) {
+SyntheticWeights::SyntheticWeights(const LlamaConfig& config, bool f8) {
   const int64_t q = int64_t{config.heads} * config.head_dim;
   const int64_t widest = std::max({int64_t{config.dim}, int64_t{config.ffn}, q});
   const int64_t rows = std::max(widest, int64_t{config.vocab});
   ones_.assign(static_cast<size_t>(config.dim), kernels::to_bf16(1.0f).bits);
   random_.resize(static_cast<size_t>((rows + kWindows) * (kRowStrideBytes / 2) + widest));
-  for (size_t i = 0; i < random_.size(); ++i) {
-    const auto high = static_cast<float>(mix(i) >> 40);  // 24 bits: exact
-    random_[i] = kernels::to_bf16(kSpread * (high * 0x1p-23f - 1)).bits;
-  }
+  for (size_t i = 0; i < random_.size(); ++i) random_[i] = kernels::to_bf16(kSpread * draw(i)).bits;
+  if (!f8) return;
+  codes_.resize(static_cast<size_t>((widest + kWindows) * kRowStrideBytes + widest));
+  for (size_t i = 0; i < codes_.size(); ++i)
+    codes_[i] = kernels::float_to_f8_e4m3(kernels::kF8Largest * draw(i));
+  row_scales_.resize(static_cast<size_t>(widest) + 1);
+  for (size_t i = 0; i < row_scales_.size(); ++i)  // within a quarter of the mean
+    row_scales_[i] = kSpread / kernels::kF8Largest * (1 + draw(i) / 4);
+  row_scales_.back() = kInputBound;
 }
 
 std::span<const std::byte> SyntheticWeights::matrix(std::string_view name, int64_t rows,
                                                     int64_t cols) const {
-  uint64_t window = 0;
-  for (const char c : name) window = mix(window ^ static_cast<uint8_t>(c));
   return std::as_bytes(std::span(random_))
-      .subspan(static_cast<size_t>(window % kWindows * kRowStrideBytes),
-               static_cast<size_t>((rows - 1) * kRowStrideBytes + cols * 2));
+      .subspan(window_of(name), static_cast<size_t>((rows - 1) * kRowStrideBytes + cols * 2));
+}
+
+std::span<const std::byte> SyntheticWeights::matrix_f8(std::string_view name, int64_t rows,
+                                                       int64_t cols) const {
+  return std::as_bytes(std::span(codes_))
+      .subspan(window_of(name), static_cast<size_t>((rows - 1) * kRowStrideBytes + cols));
+}
+
+std::span<const std::byte> SyntheticWeights::row_scales(int64_t rows) const {
+  return std::as_bytes(std::span(row_scales_)).first(static_cast<size_t>(rows) * sizeof(float));
+}
+
+std::span<const std::byte> SyntheticWeights::input_bound() const {
+  return std::as_bytes(std::span(row_scales_)).last(sizeof(float));
 }
 
 std::span<const std::byte> SyntheticWeights::ones(int64_t count) const {

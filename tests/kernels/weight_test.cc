@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,28 @@ TEST(F8E4M3, EveryCode) {
     EXPECT_EQ(std::signbit(got), code >= 128);
   }
   EXPECT_EQ(f8_e4m3_to_float(0x7e), 448.0f);
+}
+
+// Every code comes back; a float between two codes goes to the nearer, halfway to the even one.
+TEST(F8E4M3, FloatsGoToTheNearestCode) {
+  for (int code = 0; code < 0x7f; ++code) {
+    const float here = f8_e4m3_to_float(static_cast<uint8_t>(code));
+    for (const int sign : {0, 0x80}) {
+      const auto to_code = [&](float size) { return float_to_f8_e4m3(sign != 0 ? -size : size); };
+      EXPECT_EQ(to_code(here), code | sign);
+      if (code == 0x7e) continue;
+      const float half = (here + f8_e4m3_to_float(static_cast<uint8_t>(code + 1))) / 2;
+      EXPECT_EQ(to_code(half), (code + code % 2) | sign);
+      EXPECT_EQ(to_code(std::nextafter(half, 0.0f)), code | sign);
+      EXPECT_EQ(to_code(std::nextafter(half, 1e3f)), (code + 1) | sign);
+    }
+  }
+  for (const float large : {449.0f, 464.0f, 1e30f, std::numeric_limits<float>::infinity()}) {
+    EXPECT_EQ(float_to_f8_e4m3(large), 0x7e);
+    EXPECT_EQ(float_to_f8_e4m3(-large), 0xfe);
+  }
+  EXPECT_EQ(float_to_f8_e4m3(std::numeric_limits<float>::quiet_NaN()) & 0x7f, 0x7f);
+  EXPECT_EQ(float_to_f8_e4m3(1e-30f), 0);
 }
 
 class WeightTest : public testing::TestWithParam<WeightFormat> {};

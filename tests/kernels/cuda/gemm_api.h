@@ -8,5 +8,7 @@
 namespace annulus::testing {
 
 absl::StatusOr<const kernels::CublasLtApi*> gemm_api();
+// What a sum of F8 products may err by, relative to the sizes of its terms.
+double f8_unit();
 
 }  // namespace annulus::testing

@@ -19,6 +19,9 @@ namespace annulus::testing {
 absl::StatusOr<const kernels::CublasLtApi*> gemm_api() {
   return &scripted_cublaslt();
 }
+double f8_unit() {
+  return 0x1p-23;  // sums in double precision; scales and their product are rounded
+}
 
 namespace {
 

@@ -13,7 +13,9 @@ struct CublasLtLayoutOpaque {
   int64_t rows, cols, ld;
 };
 struct CublasLtDescOpaque {
-  bool transpose_a = false;
+  bool transpose_a = false, fast_sums = false;
+  int scale_modes[2] = {0, 0};
+  const float* scales[2] = {nullptr, nullptr};
 };
 struct CublasLtPreferenceOpaque {
   uint64_t workspace = 0;
@@ -49,6 +51,23 @@ int desc_create(CublasDesc* desc, int compute, int scale_type) {
   return create(desc, {});
 }
 int desc_set(CublasDesc desc, int attribute, const void* value, size_t bytes) {
+  for (size_t i = 0; i < 2; ++i) {
+    if (attribute == kCublasDescScaleMode[i]) {
+      ANNULUS_CHECK(bytes == 4, bytes);
+      desc->scale_modes[i] = *static_cast<const int32_t*>(value);
+      return 0;
+    }
+    if (attribute == kCublasDescScale[i]) {
+      ANNULUS_CHECK(bytes == sizeof(void*), bytes);
+      desc->scales[i] = *static_cast<const float* const*>(value);
+      return 0;
+    }
+  }
+  if (attribute == kCublasDescFastSums) {
+    ANNULUS_CHECK(bytes == 1, bytes);
+    desc->fast_sums = *static_cast<const int8_t*>(value) != 0;
+    return 0;
+  }
   ANNULUS_CHECK(attribute == kCublasDescTransA && bytes == 4, attribute);
   desc->transpose_a = *static_cast<const int32_t*>(value) == kCublasTranspose;
   return 0;
@@ -78,6 +97,13 @@ int heuristic(CublasHandle, CublasDesc desc, CublasLayout a, CublasLayout b, Cub
   ANNULUS_CHECK(wanted == 1 && desc->transpose_a && a->rows == b->rows && a->cols == d->rows &&
                     b->cols == d->cols && c->type == d->type && a->type == b->type,
                 "operands that do not fit");
+  if (a->type == kCublasF8E4M3) {  // the rules of OUTER_VEC_32F
+    for (const int mode : desc->scale_modes) ANNULUS_CHECK(mode == kCublasScaleARow, mode);
+    for (const int64_t unit : {a->rows, a->cols, a->ld, b->ld})
+      ANNULUS_CHECK(unit % 16 == 0, unit, " is no multiple of 16");
+    for (const uint32_t alignment : preference->alignment)
+      ANNULUS_CHECK(alignment % 16 == 0, "operands aligned to ", alignment);
+  }
   *found = cublas_script().no_algorithm ? 0 : 1;
   results[0] = {};
   // What the pointers must keep to is remembered in the algorithm.
@@ -90,11 +116,12 @@ int heuristic(CublasHandle, CublasDesc desc, CublasLayout a, CublasLayout b, Cub
 double element(const void* data, const CublasLayout layout, int64_t row, int64_t col) {
   const int64_t at = col * layout->ld + row;
   if (layout->type == kCublasF32) return static_cast<const float*>(data)[at];
+  if (layout->type == kCublasF8E4M3) return f8_e4m3_to_float(static_cast<const uint8_t*>(data)[at]);
   ANNULUS_CHECK(layout->type == kCublasBF16, layout->type);
   return to_float(static_cast<const bf16*>(data)[at]);
 }
 
-int matmul(CublasHandle, CublasDesc, const void* alpha, const void* a, CublasLayout a_layout,
+int matmul(CublasHandle, CublasDesc desc, const void* alpha, const void* a, CublasLayout a_layout,
            const void* b, CublasLayout b_layout, const void* beta, const void*, CublasLayout,
            void* d, CublasLayout d_layout, const CublasAlgo* algo, void* workspace, size_t,
            cudaStream_t stream) {
@@ -108,20 +135,25 @@ int matmul(CublasHandle, CublasDesc, const void* alpha, const void* a, CublasLay
     ANNULUS_CHECK(reinterpret_cast<uintptr_t>(operands[i]) % algo->data[1 + i] == 0, "operand ", i,
                   " is not aligned to ", algo->data[1 + i]);
   }
-  // Layouts may be gone when the stream runs.
-  cuda_emulation::enqueue(stream, [a, b, d, al = *a_layout, bl = *b_layout, dl = *d_layout] {
-    for (int64_t col = 0; col < dl.cols; ++col) {
-      for (int64_t row = 0; row < dl.rows; ++row) {
-        double sum = 0;
-        for (int64_t k = 0; k < al.rows; ++k) {
-          auto copy_a = al;
-          auto copy_b = bl;
-          sum += element(a, &copy_a, k, row) * element(b, &copy_b, k, col);
+  const bool scaled = a_layout->type == kCublasF8E4M3;
+  ANNULUS_CHECK(scaled == (desc->scales[0] != nullptr) && scaled == (desc->scales[1] != nullptr),
+                "scales of type ", a_layout->type);
+  // Layouts and the description may be gone when the stream runs.
+  cuda_emulation::enqueue(
+      stream, [a, b, d, al = *a_layout, bl = *b_layout, dl = *d_layout, desc = *desc, scaled] {
+        for (int64_t col = 0; col < dl.cols; ++col) {
+          for (int64_t row = 0; row < dl.rows; ++row) {
+            double sum = 0;
+            for (int64_t k = 0; k < al.rows; ++k) {
+              auto copy_a = al;
+              auto copy_b = bl;
+              sum += element(a, &copy_a, k, row) * element(b, &copy_b, k, col);
+            }
+            if (scaled) sum *= double{desc.scales[0][row]} * double{desc.scales[1][col]};
+            static_cast<float*>(d)[col * dl.ld + row] = static_cast<float>(sum);
+          }
         }
-        static_cast<float*>(d)[col * dl.ld + row] = static_cast<float>(sum);
-      }
-    }
-  });
+      });
   return 0;
 }
 

@@ -25,14 +25,8 @@ namespace annulus::parallel {
 using Answers = std::vector<std::vector<WantedResult>>;
 
 struct EngineProblem {
-  explicit EngineProblem(kernels::Precision with) : precision(with) {
-    annulus::testing::TinyModel model;
-    model.dim = 32;
-    model.heads = 6;
-    model.head_dim = with == kernels::Precision::kF32 ? 8 : 64;  // tensor cores take bf16 and 64
-    model.ffn = 64;
-    const std::string path = annulus::testing::scratch_directory() + "/tiny.gguf";
-    annulus::testing::write_gguf(model, path);
+  explicit EngineProblem(kernels::Precision with) : EngineProblem(with, tiny(with)) {}
+  EngineProblem(kernels::Precision with, const std::string& path) : precision(with) {
     checkpoint = std::make_unique<Checkpoint>(Checkpoint::open(path).value());
     ThreadWorld world{Topology{}};
     const auto rank = rank_on(std::make_unique<kernels::CpuQueue>(1, kernels::CpuIsa::kPortable),
@@ -40,6 +34,16 @@ struct EngineProblem {
     for (const StepPlan& plan : engine_script(1, Variant::kPassKv)) {
       of_cpu.push_back(rank->apply(plan, soon()).value().wanted);
     }
+  }
+  static std::string tiny(kernels::Precision with) {
+    annulus::testing::TinyModel model;
+    model.dim = 32;
+    model.heads = 6;
+    model.head_dim = with == kernels::Precision::kF32 ? 8 : 64;  // tensor cores take bf16 and 64
+    model.ffn = 64;
+    std::string path = annulus::testing::scratch_directory() + "/tiny.gguf";
+    annulus::testing::write_gguf(model, path);
+    return path;
   }
   RankOptions options() const {
     RankOptions out;
@@ -77,6 +81,14 @@ struct EngineProblem {
     }
   }
 
+  // In order of item and position.
+  static void sort(Answers& answers) {
+    for (auto& step : answers)
+      std::sort(step.begin(), step.end(), [](const auto& a, const auto& b) {
+        return std::tie(a.item, a.position) < std::tie(b.item, b.position);
+      });
+  }
+
   // fp32 throughout and sums in another order: the class of the goldens for another layout. bf16:
   // weights, KV and queries are the same bf16 numbers, activations are rounded where the CPU keeps
   // fp32 (2^-9 relative, two layers); from the first token that this changes on, the sequences are
@@ -85,10 +97,8 @@ struct EngineProblem {
     const bool exact = precision == kernels::Precision::kF32;
     const double bound = exact ? 5e-4 : 0.05;
     ASSERT_EQ(answers.size(), of_cpu.size());
+    sort(answers);
     for (size_t step = 0; step < answers.size(); ++step) {
-      std::sort(answers[step].begin(), answers[step].end(), [](const auto& a, const auto& b) {
-        return std::tie(a.item, a.position) < std::tie(b.item, b.position);
-      });
       const auto& want = of_cpu[step];
       ASSERT_EQ(answers[step].size(), want.size()) << "step " << step;
       for (size_t i = 0; i < want.size(); ++i) {

@@ -169,6 +169,7 @@ TEST(Checkpoint, Fp8MatricesAreTimesTheScalesOfTheirRows) {
                                        {"mlp.up_proj", layer.up},
                                        {"mlp.down_proj", layer.down}}) {
       EXPECT_EQ(source.format, WeightFormat::kF8E4M3);
+      EXPECT_EQ(source.input_bound, 1200);
       const std::vector<float> want =
           testing::tiny_tensor(model, prefix + name + ".weight", source.rows, source.cols);
       const std::vector<float> got = dequantised(source);
@@ -216,6 +217,9 @@ TEST(Checkpoint, Fp8MatricesNeedTheirScales) {
   };
   EXPECT_NE(with("layers.1.mlp.up_proj.weight_scale", "layers.1.mlp.up_proj.weight_scalp")
                 .find("'model.layers.1.mlp.up_proj.weight_scale' is missing"),
+            std::string::npos);
+  EXPECT_NE(with("layers.1.mlp.up_proj.input_scale_ub", "layers.1.mlp.up_proj.input_scale_uc")
+                .find("input_scale_uc' has no place"),
             std::string::npos);
 }
 

@@ -75,6 +75,34 @@ TEST(Synthetic, MatricesAreSeededWindows) {
   EXPECT_NEAR(std::sqrt(squares / n), 0.0202, 0.001);
 }
 
+TEST(Synthetic, Fp8FfnsButOfTheFirstAndTheLastLayer) {
+  const auto a = Checkpoint::open("synthetic:layers=4,dim=64,heads=4,vocab=300-FP8");
+  ASSERT_TRUE(a.ok()) << a.status();
+  const auto b = Checkpoint::open("synthetic:layers=4,dim=64,heads=4,vocab=300");
+  EXPECT_NE(a->fingerprint(), b->fingerprint());
+  for (size_t i = 0; i < 4; ++i) {
+    const LayerTensors& layer = a->tensors().layers[i];
+    EXPECT_EQ(layer.q.format, kernels::WeightFormat::kBF16);
+    for (const kernels::WeightSource* w : {&layer.gate, &layer.up, &layer.down}) {
+      ASSERT_EQ(w->format,
+                i == 1 || i == 2 ? kernels::WeightFormat::kF8E4M3 : kernels::WeightFormat::kBF16);
+      if (w->format == kernels::WeightFormat::kBF16) continue;
+      EXPECT_EQ(w->input_bound, 1200);
+      double squares = 0;
+      std::vector<float> row(static_cast<size_t>(w->cols));
+      for (int64_t r = 0; r < w->rows; ++r) {
+        kernels::dequantise_row(*w, r, row.data());
+        for (const float x : row) squares += double{x} * double{x};
+      }
+      // Scales differ by up to a quarter: the mean square of 1 + u / 4 is 1 + 1 / 48.
+      EXPECT_NEAR(std::sqrt(squares / static_cast<double>(w->rows * w->cols)),
+                  0.0202 * std::sqrt(1 + 1.0 / 48), 0.001);
+    }
+  }
+  EXPECT_EQ(a->tensors().layers[1].gate.slice_rows(7, 3).row_scales,
+            a->tensors().layers[1].gate.row_scales + 28);
+}
+
 TEST(Synthetic, AConfigFileIsAShape) {
   const std::string folder = testing::scratch_directory();
   testing::write_folder({}, folder);

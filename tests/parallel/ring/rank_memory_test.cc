@@ -63,5 +63,20 @@ TEST(RankMemory, OfA405B) {
   EXPECT_EQ(plan.workspace_bytes, int64_t{3} * 62500 * 512);
 }
 
+// FFNs of 124 layers in F8, a byte a weight and a scale for each of 2 * 53,248 / 8 + 16,384 rows.
+TEST(RankMemory, OfA405BInF8FitsAnH100) {
+  const auto bf16 = Checkpoint::open("synthetic:405B"), f8 = Checkpoint::open("synthetic:405B-FP8");
+  ASSERT_TRUE(f8.ok()) << f8.status();
+  MemoryQuestion question;
+  question.topology = {8, 16};
+  question.context = 1000000;
+  question.gpu = true;
+  const int64_t ffn = int64_t{124} * 3 * 16384 * 53248 / 8;
+  const int64_t scales = int64_t{124} * (2 * 53248 / 8 + 16384) * 4;
+  const RankMemory held = rank_memory(*f8, question);
+  EXPECT_EQ(held.weight_bytes, rank_memory(*bf16, question).weight_bytes - ffn + scales);
+  EXPECT_LT(held.total(), int64_t{77} << 30);
+}
+
 }  // namespace
 }  // namespace annulus::parallel
