@@ -201,6 +201,12 @@ std::vector<GpuRow> measure_gpu(CudaQueue& queue, const GpuBenchOptions& options
   return std::move(bench.rows);
 }
 
+double gemm_limit_tflop_s(CudaQueue& queue, const GpuBenchOptions& options) {
+  Bench bench(queue, options);
+  bench.gemm(8192, 8192, 8192, true);
+  return bench.rows.back().rate;
+}
+
 std::string table_of(const std::vector<GpuRow>& rows) {
   std::string out;
   char line[256];

@@ -28,6 +28,9 @@ struct GpuBenchOptions {
 // Rows in the order they were measured; the queue's matmul uses what queue.use() gave it.
 std::vector<GpuRow> measure_gpu(kernels::CudaQueue& queue, const GpuBenchOptions& options);
 
+// TFLOP/s of a large product in bf16: what the rows above are set beside.
+double gemm_limit_tflop_s(kernels::CudaQueue& queue, const GpuBenchOptions& options = {});
+
 std::string table_of(const std::vector<GpuRow>& rows);
 std::string json_of(const std::vector<GpuRow>& rows);  // an array of objects
 

@@ -4,9 +4,12 @@
 #include <cstdio>
 #include <exception>
 #include <fstream>
+#include <memory>
 #include <string>
+#include <utility>
 
 #include "bench/gpu.h"
+#include "bench/gpu_rank_of.h"
 #include "kernels/cuda/cublaslt_api.h"
 
 namespace annulus {
@@ -28,15 +31,32 @@ int run(int argc, char** argv) {
       ->capture_default_str()
       ->check(CLI::Range(1, 1024));
   app.add_option("--json", json, "write the rows to this file too");
+  bench::RankOfFlags rank_of;
+  CLI::App& alone = *app.add_subcommand(
+      "rank-of",
+      "One rank's whole prefill, run without the others: measured by phase, links modelled.\n\n"
+      "  annulus-gpu-bench rank-of --tokens 131072       a 405B at TP8 x CP16\n"
+      "  annulus-gpu-bench rank-of --tokens 1000000\n"
+      "  annulus-gpu-bench rank-of --model synthetic:8B --tp 1 --cp 8");
+  rank_of.add_to(alone);
   CLI11_PARSE(app, argc, argv);
   const auto device = kernels::find_cuda_device(gpu);
   if (!device.ok()) {
     std::fprintf(stderr, "annulus-gpu-bench: %s\n", std::string(device.status().message()).c_str());
     return 2;
   }
-  kernels::CudaQueue queue(gpu);
+  auto owned = std::make_unique<kernels::CudaQueue>(gpu);
+  kernels::CudaQueue& queue = *owned;
   const auto cublas = kernels::load_cublaslt();
   if (cublas.ok()) queue.use(**cublas);
+  if (alone.parsed()) {
+    absl::Status status = rank_of.apply();
+    if (status.ok() && !cublas.ok()) status = cublas.status();
+    if (status.ok()) status = gpu_rank_of(rank_of.options, std::move(owned), device->name);
+    if (status.ok()) return 0;
+    std::fprintf(stderr, "annulus-gpu-bench rank-of: %s\n", std::string(status.message()).c_str());
+    return 2;
+  }
   std::printf(
       "%s, %d multiprocessors; linear layers by %s\n", device->name.c_str(),
       queue.multiprocessors(),

@@ -12,6 +12,7 @@
 #include "bench/latency.h"
 #include "bench/link.h"
 #include "bench/policy.h"
+#include "bench/rank_of_cpu.h"
 #include "bench/recall.h"
 #include "bench/regret.h"
 #include "bench/ring.h"
@@ -47,6 +48,8 @@ constexpr Command kCommands[] = {
     {"throughput", "prompt and generation tokens/s of the served engine against limits and floors",
      bench_throughput},
     {"link", "round trip and bandwidth between two ranks", bench_link},
+    {"rank-of", "one rank's whole prefill without the others: phases measured, links modelled",
+     bench_rank_of},
     {"recall", "a prompt of up to a million tokens, with needles on every edge of the split",
      bench_recall},
     {"simulate", "the engine in virtual time: published tables, layouts, links, thousands of ranks",

@@ -17,8 +17,10 @@ constexpr auto kPatience = std::chrono::seconds(60);  // for one piece
 // Row r of source in the format.
 void convert_row(const WeightSource& source, int64_t r, WeightFormat format,
                  std::vector<float>& values, std::byte* to) {
-  if (format == WeightFormat::kF8E4M3) {
-    std::copy_n(source.data + r * source.row_stride_bytes + source.first_col, source.cols, to);
+  if (format == source.format) {
+    const int64_t each = block_of(format).bytes;
+    std::copy_n(source.data + r * source.row_stride_bytes + source.first_col * each,
+                source.cols * each, to);
     return;
   }
   if (format == WeightFormat::kF32) {

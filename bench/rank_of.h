@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// rank-of: what one rank of TP x CP does in the prefill of one prompt, every layer and every chunk,
+// run for real on one device without the other ranks (alone_comm.h). Times by phase are measured;
+// sums over the TP group and hops that attention does not hide are modelled from a machine file and
+// printed as that. The same engine, plans and shards as in serving: run_rank_of() makes a Rank.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "bench/alone_comm.h"
+#include "kernels/core/phase.h"
+#include "parallel/rank.h"
+
+namespace annulus::bench {
+
+struct RankOfOptions {
+  std::string model = "synthetic:405B-FP8";
+  parallel::Topology topology{8, 16};
+  int32_t cp_rank = 0;
+  int64_t tokens = 131072, chunk_tokens = 65536;
+  parallel::Variant variant = parallel::Variant::kPassKv;
+  parallel::RankOptions rank;
+  std::string machine = "h100-ndr";  // whose links are modelled
+};
+
+// One chunk of the prompt.
+struct RankOfStep {
+  kernels::PhaseClock::Times phase_us{};
+  Traffic tp, cp;
+  double linear_flop = 0, attend_flop = 0;  // of this rank; causal pairs count once
+  int64_t formula_bytes = 0;                // what the ring was to send
+};
+
+struct RankOfReport {
+  parallel::LlamaConfig config;
+  std::vector<RankOfStep> steps;
+  double load_s = 0, wall_s = 0;
+  int64_t weight_bytes = 0, kv_rows = 0, kv_bytes = 0;
+};
+
+// What the same rank would wait for, in microseconds.
+struct RankOfModel {
+  double sums = 0, hops = 0, collectives = 0;
+};
+// Errors: InvalidArgument for a machine file.
+absl::StatusOr<RankOfModel> model_links(const RankOfOptions& options, const RankOfReport& report);
+
+// Its own FLOP: rows of linear layers as in the plan, and the head once.
+double linear_flop(const parallel::LlamaConfig& config, int32_t tp, int64_t rows);
+
+struct RankOfFlags {
+  RankOfOptions options;
+  std::string variant = "pass-kv", precision = "default";
+  void add_to(CLI::App& app);
+  absl::Status apply();  // after parsing
+};
+
+// limit_tflop_s: what the device multiplied at in the same run, bf16 or fp32 as the precision; 0:
+// not measured.
+absl::Status print_rank_of(const RankOfOptions& options, const RankOfReport& report,
+                           const std::string& device, double limit_tflop_s);
+
+}  // namespace annulus::bench

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+// run_rank_of() on a queue of any device; instantiated by the programs that have one.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <utility>
+
+#include "bench/progress_bar.h"
+#include "bench/rank_of.h"
+#include "parallel/model/checkpoint.h"
+#include "parallel/model/weights.h"
+#include "parallel/sharding.h"
+
+namespace annulus::bench {
+
+// Progress on stderr. Errors: InvalidArgument for a layout that cannot be; throws DeviceError
+// (memory).
+template <class Queue>
+absl::StatusOr<RankOfReport> run_rank_of(const RankOfOptions& options,
+                                         std::unique_ptr<Queue> queue) {
+  using namespace parallel;  // NOLINT: everything here is about ranks
+  using Clock = std::chrono::steady_clock;
+  const auto seconds_since = [](Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  };
+  const Topology topology = options.topology;
+  ConfigOverrides overrides;
+  overrides.context = options.tokens;
+  auto checkpoint = Checkpoint::open(options.model, overrides);
+  if (!checkpoint.ok()) return checkpoint.status();
+  RankOfReport report;
+  report.config = checkpoint->config();
+  Clock::time_point start = Clock::now();
+  ProgressBar bar("rank-of");
+  auto weights =
+      load_weights(*queue, *checkpoint, 0, topology.tp, options.rank.precision,
+                   [&](int64_t done, int64_t total) {
+                     bar.show(0.1 * static_cast<double>(done) / static_cast<double>(total),
+                              "generating weights");
+                   });
+  if (!weights.ok()) return weights.status();
+  report.load_s = seconds_since(start);
+  report.weight_bytes = weights->bytes;
+
+  const int32_t world_rank = options.cp_rank * topology.tp;
+  AloneComm<Queue> tp(0, topology.tp), cp(options.cp_rank, topology.cp);
+  AloneComm<Queue> world(world_rank, topology.world());
+  RankOptions rank_options = options.rank;
+  rank_options.context = options.tokens;
+  rank_options.profile = true;
+  auto rank = Rank::create(
+      report.config, std::make_shared<const LlamaWeights<Queue>>(*std::move(weights)),
+      std::move(queue), Groups<Queue>{&tp, &cp, &world}, topology, world_rank, 1, rank_options);
+  if (!rank.ok()) return rank.status();
+
+  start = Clock::now();
+  for (int64_t first = 0; first < options.tokens; first += options.chunk_tokens) {
+    const int64_t count = std::min(options.chunk_tokens, options.tokens - first);
+    bar.show(0.1 + 0.9 * static_cast<double>(first) * static_cast<double>(first) /
+                       (static_cast<double>(options.tokens) * static_cast<double>(options.tokens)),
+             absl::StrCat(first, " tokens"));
+    StepPlan plan;
+    plan.epoch = 1;
+    plan.step = static_cast<int64_t>(report.steps.size()) + 1;
+    Item item;
+    item.spans = {{first, static_cast<int32_t>(count), 1}};
+    for (int64_t i = 0; i < count; ++i)
+      item.tokens.push_back(static_cast<int32_t>((first + i) * 7919 % report.config.vocab));
+    if (first + count == options.tokens)
+      item.wanted = {{.position = options.tokens - 1, .sample = true}};
+    if (first == 0) plan.ops = {Op{}};  // admit slot 0
+    plan.items = {std::move(item)};
+    plan.groups = {{options.variant, {0}}};
+    ShardState state = (*rank)->state();
+    plan.digest = state.digest;
+    apply_ops(state, plan);
+    const StepPlan mine = plan_for_rank(state, plan, options.cp_rank);
+
+    const Traffic tp_before = tp.traffic(), cp_before = cp.traffic();
+    const auto result = (*rank)->apply(mine, Clock::now() + std::chrono::minutes(10));
+    if (!result.ok()) return result.status();
+    RankOfStep step;
+    std::copy(result->phase_us.begin(), result->phase_us.end(), step.phase_us.begin());
+    step.tp = tp.traffic() - tp_before;
+    step.cp = cp.traffic() - cp_before;
+    step.formula_bytes = result->groups.at(0).formula_bytes;
+    const auto shares = shard_item(state, plan.items[0]);
+    const auto own = positions(shares[static_cast<size_t>(options.cp_rank)]);
+    double keys = 0;  // that own rows see, together
+    for (const int32_t position : own) keys += position + 1;
+    step.linear_flop = linear_flop(report.config, topology.tp, static_cast<int64_t>(own.size()));
+    step.attend_flop = 4.0 * keys * report.config.layers * (report.config.heads / topology.tp) *
+                       report.config.head_dim;
+    report.kv_rows = result->kv_rows;
+    report.kv_bytes = result->kv_bytes;
+    report.steps.push_back(step);
+  }
+  report.wall_s = seconds_since(start);
+  return report;
+}
+
+}  // namespace annulus::bench
