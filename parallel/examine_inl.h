@@ -191,7 +191,8 @@ class Examiner {
             const Clock::time_point start = Clock::now();
             for (int i = 0; i < kLatencyTrips; ++i) send(8, 1);
             trip_us = us_since(start) / (2 * kLatencyTrips);
-            us = send(bytes, payloads) - trip_us;
+            us = send(bytes, payloads);
+            us = std::max(us - trip_us, us / 2);  // the answer's way; on a busy machine no more
           },
           [&] {
             for (int i = 0; i < kLatencyTrips; ++i) receive(8, 1);

@@ -49,15 +49,6 @@ double number_of(const RankExamination& rank, const char* fact) {
   return absl::SimpleAtod(fact_of(rank, fact), &value) && std::isfinite(value) ? value : 0;
 }
 
-// Percent in [0, 100], linear between neighbours; values not empty.
-double percentile(std::vector<double> values, double percent) {
-  std::sort(values.begin(), values.end());
-  const double at = percent / 100 * static_cast<double>(values.size() - 1);
-  const auto below = static_cast<size_t>(at);
-  const size_t above = std::min(below + 1, values.size() - 1);
-  return values[below] + (at - static_cast<double>(below)) * (values[above] - values[below]);
-}
-
 class Doctor {
  public:
   Doctor(Topology topology, std::span<const RankInfo> ranks,
@@ -124,17 +115,17 @@ class Doctor {
     if (usual <= 0) return;
     for (size_t i = 0; i < members.size(); ++i) {
       const size_t r = members[i];
-      // Better by so much: even its worse rounds are.
-      const auto beyond = [&](double percent, bool above) {
-        const double value = percentile(examinations_[r].figures.at(figure), percent);
-        if (kind.figure == Figure::kCpLatency || kind.figure == Figure::kTpLatency) {
-          if (std::abs(value - usual) < kLatency_us) return false;
-        }
-        return above ? value > usual * (1 + kOutlier) : value < usual * (1 - kOutlier);
+      const std::vector<double>& rounds = examinations_[r].figures.at(figure);
+      const auto [least, most] = std::minmax_element(rounds.begin(), rounds.end());
+      const bool latency = !kind.more_is_better;
+      const auto counts = [&](double value) {
+        return !latency || std::abs(value - usual) >= kLatency_us;
       };
-      const bool high = beyond(25, true), low = beyond(75, false);
+      const bool high = *least > usual * (1 + kOutlier) && counts(*least);
+      const bool low = *most < usual * (1 - kOutlier) && counts(*most);
       if (!high && !low) continue;
       const bool worse = kind.more_is_better ? low : high;
+      if (!worse && members.size() == 2) continue;  // of two, one is always above their median
       std::vector<int32_t> named = {static_cast<int32_t>(r)};
       std::string subject = who(r);
       if (kind.place != Place::kDevice) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What `annulus doctor` knows of the ranks, and what it makes of it. PURE; any thread. The rule:
-//   - of a rank and a figure the better quartile of its rounds counts, so that a disturbance of a
-//     round or two does not; it must be worse than the median of the ranks' medians by more than
-//     kOutlier (outliers.h says what that means for two ranks), and for latencies by kLatency_us;
+//   - even the best of a rank's rounds must be worse than the median of the ranks' medians by more
+//     than kOutlier (outliers.h says what that means for two ranks), and for latencies by
+//     kLatency_us: what disturbs a rank slows it down, but seldom in every round;
 //   - hops are compared with hops of the same kind: shared memory is not TCP's measure;
 //   - beside it stand facts that no median shows, because they may hit all ranks alike: more
 //   threads

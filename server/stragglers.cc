@@ -10,11 +10,11 @@
 namespace annulus::server {
 namespace {
 
-template <class Field>
-std::vector<double> column(std::span<const RankWindow> ranks, Field RankWindow::*field) {
+template <class Value>
+std::vector<double> column(std::span<const RankWindow> ranks, const Value& value) {
   std::vector<double> out;
   out.reserve(ranks.size());
-  for (const RankWindow& rank : ranks) out.push_back(static_cast<double>(rank.*field));
+  for (const RankWindow& rank : ranks) out.push_back(static_cast<double>(value(rank)));
   return out;
 }
 
@@ -22,18 +22,20 @@ std::vector<double> column(std::span<const RankWindow> ranks, Field RankWindow::
 
 std::vector<double> excess(std::span<const RankWindow> ranks) {
   std::vector<double> out(ranks.size(), 0);
-  const std::vector<double> times = column(ranks, &RankWindow::compute_us);
+  const std::vector<double> times =
+      column(ranks, [](const RankWindow& rank) { return rank.compute_us; });
   if (!std::all_of(times.begin(), times.end(), [](double us) { return std::isfinite(us); })) {
     return out;
   }
   const double typical = median(times);
   if (typical <= 0) return out;
   std::vector<double> allowed(ranks.size(), 1);
-  for (const auto field : {&RankWindow::rows, &RankWindow::logit_rows, &RankWindow::kv_rows}) {
-    const std::vector<double> work = column(ranks, field);
+  const auto excuse = [&](const std::vector<double>& work) {
     const double usual = std::max(median(work), 1.0);
     for (size_t r = 0; r < ranks.size(); ++r) allowed[r] = std::max(allowed[r], work[r] / usual);
-  }
+  };
+  excuse(column(ranks, [](const RankWindow& rank) { return rank.rows + rank.logit_rows; }));
+  excuse(column(ranks, [](const RankWindow& rank) { return rank.kv_rows; }));
   for (size_t r = 0; r < ranks.size(); ++r) out[r] = times[r] / (typical * allowed[r]) - 1;
   return out;
 }

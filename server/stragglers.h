@@ -8,10 +8,9 @@
 //   - what disturbs a rank for less than a window's 15 % (300 ms) is lost in it, what disturbs it
 //     for less than kWindows of them ends before it is named; between kOutlier and kCleared
 //     nothing changes, so that a rank at the edge does not flicker;
-//   - a rank whose share of a window was larger, in rows through the layers, rows through the head
-//     or tokens whose KV it holds (all three cost time, in a ratio that depends on the model and
-//     the step), may have taken longer in that proportion before the 15 % count: the largest of the
-//     three excuses it.
+//   - a rank whose share of a window was larger, in rows computed (a row through the head counts as
+//     one through the layers, which costs more) or in tokens whose KV it holds, may have taken
+//     longer in that proportion before the 15 % count; the larger of the two excuses it.
 // PURE: the engine sums, this decides. On GPUs ranks do not report what they waited, all compute
 // times are equal, and nobody is named.
 #pragma once

@@ -24,7 +24,7 @@ constexpr const char* kExamples = R"(Examples:
   annulus doctor --cp 4 --json report.json         every round of every figure, for scripts
 Measures, per rank and while all ranks work: GEMM, reading and copying memory; per hop to the next rank of ring and TP
 group: bandwidth, latency, and what it really goes over. Named is what is worse than the median of the ranks by more than
-15 % even in the better quarter of its rounds; of two ranks the worse one, from about a quarter behind the other. And: more
+15 % even in the best of its rounds; of two ranks the worse one, from about a quarter behind the other. And: more
 threads than cores, CPU quotas, heat, TCP within a machine, versions that differ.
 Exit code 0: healthy; 1: findings, or a rank that did not report; 2: a wrong flag.)";
 

@@ -3,11 +3,16 @@
 // this machine does, a rank that runs a fifth of the time is slower than the others, two ranks on
 // one core share it, and a link of 20 Mbit/s is no veth.
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -28,23 +33,27 @@ using nlohmann::json;
 class Hindrance {
  public:
   explicit Hindrance(pid_t pid)
-      : pid_(pid), thread_([this] {
+      : process_(static_cast<int>(syscall(SYS_pidfd_open, pid, 0))), thread_([this] {
           while (!over_) {
-            kill(pid_, SIGSTOP);
+            send(SIGSTOP);
             std::this_thread::sleep_for(std::chrono::milliseconds(80));
-            kill(pid_, SIGCONT);
+            send(SIGCONT);
             std::this_thread::sleep_for(std::chrono::milliseconds(20));
           }
         }) {}
   ~Hindrance() {
     over_ = true;
     thread_.join();
+    close(process_);
   }
   Hindrance(const Hindrance&) = delete;
   Hindrance& operator=(const Hindrance&) = delete;
 
  private:
-  const pid_t pid_;
+  // Of a process that has ended, nobody gets it.
+  void send(int signal) const { syscall(SYS_pidfd_send_signal, process_, signal, nullptr, 0); }
+
+  const int process_;
   std::atomic<bool> over_ = false;
   std::thread thread_;
 };
@@ -137,7 +146,7 @@ TEST(Doctor, MeasuresItsOwnRanksAndSaysWhatTheyGoOver) {
       for (const double value : rounds) EXPECT_GT(value, 0) << figure;
     }
     for (const char* link : {"cp_transport", "tp_transport"}) {
-      EXPECT_NE(rank["facts"][link].get<std::string>().find("posix/memory"), std::string::npos)
+      EXPECT_NE(rank["facts"][link].get<std::string>().find("/memory"), std::string::npos)
           << rank["facts"];
     }
     EXPECT_FALSE(rank["facts"]["ucx"].get<std::string>().empty());
@@ -148,13 +157,13 @@ TEST(Doctor, MeasuresItsOwnRanksAndSaysWhatTheyGoOver) {
 
 TEST(Doctor, NamesARankThatIsHinderedAndWhatOfItIsSlow) {
   Visit visit(3, "127.0.0.1", {}, nothing);
-  const Hindrance hindrance(visit.pid(2));
+  const pid_t pid = visit.pid(2);
+  const Hindrance hindrance(pid);
   const json report = visit.report();
   EXPECT_EQ(report["code"], 1);
   EXPECT_TRUE(names(report, "gemm_gflops", {2})) << report["findings"];
-  EXPECT_NE(
-      report["text"].get<std::string>().find(absl::StrCat("FINDING: rank 2 (pid ", visit.pid(2))),
-      std::string::npos);
+  EXPECT_NE(report["text"].get<std::string>().find(absl::StrCat("FINDING: rank 2 (pid ", pid)),
+            std::string::npos);
   for (const int other : {0, 1}) {
     EXPECT_LT(median_of(report, 2, "gemm_gflops"), 0.7 * median_of(report, other, "gemm_gflops"));
   }
@@ -174,7 +183,7 @@ TEST(Doctor, NamesRanksThatShareACore) {
   EXPECT_TRUE(names(report, "cores", {0, 1})) << report["findings"];
 }
 
-TEST(Doctor, NamesASlowLinkAndNoOther) {
+TEST(Doctor, NamesASlowLinkByItsEnds) {
   auto made = bench::NetworkLab::create(3);
   if (!made.ok()) GTEST_SKIP() << made.status();
   const std::unique_ptr<bench::NetworkLab> lab = *std::move(made);
@@ -246,13 +255,13 @@ TEST(Doctor, ItsRanksAreNotThoseOfAServer) {
   EXPECT_NE(outcome.err.find("start its ranks with --doctor"), std::string::npos) << outcome.err;
 }
 
-// Keeps a server busy.
+// Keeps a server busy with prompts.
 class Load {
  public:
   explicit Load(v1::Inference::Stub& stub)
       : thread_([this, &stub] {
           while (!over_) {
-            Stream stream(stub, ask("The ring is", 200));
+            Stream stream(stub, ask(std::string(300, 'x'), 2));
             EXPECT_TRUE(stream.status(60).ok());
           }
         }) {}
@@ -268,7 +277,7 @@ class Load {
 
 TEST(Straggler, IsNamedByTheRunningServerAndClearedWhenItRecovers) {
   ClusterOptions options;
-  options.model = tiny_model_file();
+  options.model = "synthetic:layers=4,dim=512,heads=8,kv_heads=2";  // computes more than it waits
   options.cp = 3;
   Cluster cluster(options);
   const auto rank = [&](int r) {
@@ -282,7 +291,7 @@ TEST(Straggler, IsNamedByTheRunningServerAndClearedWhenItRecovers) {
   const std::string warning = absl::StrCat("rank 1 (pid ", pid);
   {
     const Hindrance hindrance(pid);
-    ASSERT_TRUE(eventually(90, [&] { return rank(1).recent().straggles(); }))
+    ASSERT_TRUE(eventually(150, [&] { return rank(1).recent().straggles(); }))
         << cluster.front().err();
     EXPECT_GT(rank(1).recent().excess(), 0.15);
     EXPECT_GT(rank(1).recent().compute_us(), rank(0).recent().compute_us());
@@ -292,7 +301,7 @@ TEST(Straggler, IsNamedByTheRunningServerAndClearedWhenItRecovers) {
     EXPECT_NE(text.out.find("STRAGGLER"), std::string::npos) << text.out;
     std::cout << text.out;
   }
-  EXPECT_TRUE(eventually(90, [&] { return !rank(1).recent().straggles(); }))
+  EXPECT_TRUE(eventually(100, [&] { return !rank(1).recent().straggles(); }))
       << rank(1).recent().excess();
   EXPECT_NE(cluster.front().err().find("is no straggler any longer"), std::string::npos);
 }

@@ -74,12 +74,12 @@ TEST(Examination, ASlowRankIsNamedWithFigureAndReason) {
   EXPECT_TRUE(diagnosis.remarks.empty());
 }
 
-// Rounds that something disturbed do not count while a quarter was undisturbed.
+// Rounds that something disturbed do not count while one was undisturbed.
 TEST(Examination, NoiseInSomeRoundsIsNoFinding) {
   Cluster cluster(3);
-  cluster.reports[1].figures["gemm_gflops"] = {20, 30, 100, 25, 100};
+  cluster.reports[1].figures["gemm_gflops"] = {20, 30, 40, 25, 90};
   EXPECT_TRUE(cluster.diagnose().findings.empty());
-  cluster.reports[1].figures["gemm_gflops"] = {20, 30, 40, 25, 100};  // one may be the lucky one
+  cluster.reports[1].figures["gemm_gflops"] = {20, 30, 40, 25, 80};
   EXPECT_EQ(cluster.diagnose().findings.size(), 1u);
 }
 

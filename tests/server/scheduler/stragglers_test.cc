@@ -7,6 +7,8 @@
 #include <limits>
 #include <random>
 
+#include "server/outliers.h"
+
 namespace annulus::server {
 namespace {
 
@@ -84,12 +86,16 @@ TEST(Stragglers, BetweenTheTwoThresholdsNothingChanges) {
   EXPECT_TRUE(stragglers.straggles(2));
 }
 
-// Rows that came to a rank, rows of logits, and KV that it holds excuse time in their proportion.
+// Rows that came to a rank, and KV that it holds, excuse time in their proportion.
 TEST(Stragglers, MoreWorkIsNoReason) {
-  for (const auto field : {&RankWindow::rows, &RankWindow::logit_rows, &RankWindow::kv_rows}) {
+  for (const bool kv : {false, true}) {
     Stragglers stragglers(4);
     std::vector<RankWindow> uneven = even({1, 1, 1.9, 1});
-    uneven[2].*field *= 2;
+    if (kv) {
+      uneven[2].kv_rows *= 2;
+    } else {
+      uneven[2].rows *= 2;
+    }
     for (int window = 0; window < 3 * kWindows; ++window) {
       EXPECT_TRUE(changes_of(stragglers, uneven).empty());
     }
@@ -100,12 +106,19 @@ TEST(Stragglers, MoreWorkIsNoReason) {
     }
     EXPECT_EQ(changes_of(stragglers, uneven), std::vector<int>{2});
   }
-  // Logits of prompts are rank 0's alone: any number of them excuses it, none of the others.
-  std::vector<RankWindow> prompts = even({1.6, 1, 1, 1});
+}
+
+// The last rows of prompts are rank 0's, and with them the logits: much of short prompts, nothing
+// of long ones.
+TEST(Stragglers, LogitsOfPromptsAreRankZeros) {
+  std::vector<RankWindow> prompts = even({1.3, 1, 1, 1});
   for (RankWindow& rank : prompts) rank.logit_rows = 0;
   prompts[0].logit_rows = 40;
+  for (RankWindow& rank : prompts) rank.rows = 120;  // 40 prompts of 12 tokens
   EXPECT_LT(excess(prompts)[0], 0);
   EXPECT_EQ(excess(prompts)[1], 0);
+  for (RankWindow& rank : prompts) rank.rows = 40000;
+  EXPECT_GT(excess(prompts)[0], kOutlier);
 }
 
 TEST(Stragglers, OfTwoTheSlowerOneIsNamedFromAboutAQuarterBehind) {
