@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
@@ -20,6 +21,7 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "parallel/comm_address.h"
 #include "parallel/comm_messages.h"
 
@@ -126,6 +128,7 @@ class UcxWire {
     return status == UCS_OK ? std::string()
                             : absl::StrCat("peer lost: ", ucs_status_string(status));
   }
+  std::string transports(int32_t world_rank);
   int64_t epoch() const { return epoch_; }
   AbortFlag& abort_flag() { return aborted_; }
 
@@ -228,6 +231,23 @@ absl::Status UcxWire::connect(int32_t world_rank, const WorkerAddress& address) 
   if (const ucs_status_t status = ucp_ep_create(worker_, &params, &peer.endpoint); status != UCS_OK)
     return unavailable(absl::StrCat("connecting to world rank ", world_rank).c_str(), status);
   return absl::OkStatus();
+}
+
+std::string UcxWire::transports(int32_t world_rank) {
+  const ucp_ep_h endpoint = peers_[static_cast<size_t>(world_rank)].endpoint;
+  if (endpoint == nullptr) return "";
+  char* text = nullptr;
+  size_t length = 0;
+  FILE* const stream = open_memstream(&text, &length);
+  if (stream == nullptr) return "";
+  {
+    const Use use(*this);
+    ucp_ep_print_info(endpoint, stream);
+  }
+  std::fclose(stream);
+  const std::string found = transports_in({text, length});
+  std::free(text);
+  return found;
 }
 
 bool UcxWire::done(Request& request) {
@@ -400,8 +420,37 @@ Groups<kernels::CpuQueue> UcxWorld::groups() {
   return {.tp = impl_->tp.get(), .cp = impl_->cp.get(), .world = impl_->world.get()};
 }
 
+std::string UcxWorld::transports(int32_t world_rank) {
+  return impl_->wire.transports(world_rank);
+}
+
 void UcxWorld::abort(const std::string& why) {
   impl_->wire.abort_flag().raise(why);
+}
+
+std::string transports_in(std::string_view endpoint_info) {
+  std::vector<std::string> found;
+  std::istringstream info{std::string(endpoint_info)};
+  for (std::string text; std::getline(info, text);) {
+    std::string_view line = text;
+    const size_t lane = line.find("lane[");
+    if (lane == std::string_view::npos) continue;
+    line.remove_prefix(lane);
+    const size_t label_end = line.find("]:");
+    if (label_end == std::string_view::npos) continue;
+    const size_t colon = line.find(':', label_end + 2);
+    if (colon == std::string_view::npos) continue;
+    std::string_view name = line.substr(colon + 1);
+    name = name.substr(0, name.find(' '));
+    name = name.substr(0, name.rfind('.'));  // the path of a device with several
+    if (name.empty() || std::find(found.begin(), found.end(), name) != found.end()) continue;
+    found.emplace_back(name);
+  }
+  return absl::StrJoin(found, ", ");
+}
+
+std::string ucx_version() {
+  return ucp_get_version_string();
 }
 
 void tame_ucx() {

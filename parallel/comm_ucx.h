@@ -14,6 +14,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -50,6 +51,9 @@ class UcxWorld {
   absl::Status connect(std::span<const std::string> addresses);
   // After connect; they live as long as the world.
   Groups<kernels::CpuQueue> groups();
+  // What messages to a world rank really take, once some have been exchanged: "posix/memory,
+  // cma/memory", "tcp/eth0"; "" for this rank itself. From UCX's own words about the endpoint.
+  std::string transports(int32_t world_rank);
   void abort(const std::string& why);  // any thread
 
  private:
@@ -57,6 +61,11 @@ class UcxWorld {
   explicit UcxWorld(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
+
+// The lanes in what ucp_ep_print_info() prints ("lane[0]:  5:tcp/eth0.0 md[1] ..."): transport and
+// device of each, once.
+std::string transports_in(std::string_view endpoint_info);
+std::string ucx_version();
 
 // UCX installs handlers for SIGSEGV, SIGHUP and others when its library is loaded; this takes them
 // off again, and silences its log save fatal lines (what goes wrong is in our own errors), unless

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The engine on CPUs: every template of this folder, for CpuQueue (model/on_cpu.cc: the model).
 #include "kernels/cpu/queue.h"
+#include "parallel/examine_inl.h"
 #include "parallel/rank_inl.h"
 
 namespace annulus::parallel {
@@ -8,6 +9,7 @@ namespace annulus::parallel {
 using kernels::CpuQueue;  // NOLINT(misc-unused-using-decls): instantiations use it
 
 template class KvStore<CpuQueue>;
+template Examination examine(CpuQueue&, Groups<CpuQueue>, const std::function<void(int, int)>&);
 template LinkMeasure measure_link(Communicator<CpuQueue>&, CpuQueue&, int64_t);
 template void upload(CpuQueue&, std::span<GroupLayout>);
 template void ring_attend(CpuQueue&, const GroupLayout&, AttentionCall<CpuQueue>&,

@@ -2,6 +2,7 @@
 // The engine on GPUs: every template of this folder and of model/, for CudaQueue.
 #include "kernels/cuda/matrix.h"
 #include "kernels/cuda/queue.h"
+#include "parallel/examine_inl.h"
 #include "parallel/model/llama_inl.h"
 #include "parallel/model/weights_inl.h"
 #include "parallel/rank_inl.h"
@@ -16,5 +17,7 @@ template absl::StatusOr<LlamaWeights<CudaQueue>> load_weights(CudaQueue&, const 
 template absl::StatusOr<std::unique_ptr<Rank>> Rank::create(
     const LlamaConfig&, std::shared_ptr<const LlamaWeights<CudaQueue>>, std::unique_ptr<CudaQueue>,
     Groups<CudaQueue>, Topology, int32_t, int64_t, const RankOptions&);
+
+template Examination examine(CudaQueue&, Groups<CudaQueue>, const std::function<void(int, int)>&);
 
 }  // namespace annulus::parallel

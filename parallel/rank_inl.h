@@ -141,6 +141,7 @@ void RankOn<Queue>::attend(int32_t l, std::span<const GroupLayout> layouts,
 template <class Queue>
 absl::StatusOr<StepResult> RankOn<Queue>::apply(const StepPlan& plan, Clock::time_point deadline) {
   const Clock::time_point start = Clock::now();
+  const double waited = waited_us();
   queue_.phases().take();
   kernels::set_check_context(absl::StrCat("rank ", world_rank_, ", step ", plan.step));
   if (absl::Status possible = check(plan); !possible.ok()) return possible;
@@ -190,6 +191,8 @@ absl::StatusOr<StepResult> RankOn<Queue>::apply(const StepPlan& plan, Clock::tim
     }
     forward(queue_, config_, *weights_, topology_.tp, ids, matrix(cos_sin.data(), n, d), hooks, x);
     answer_wanted(plan, rows, x, result);
+    result.rows = static_cast<int32_t>(n);
+    result.logit_rows = static_cast<int32_t>(std::ssize(rows.wanted));
   }
   share_sampled(plan, result);
   finish();
@@ -202,6 +205,7 @@ absl::StatusOr<StepResult> RankOn<Queue>::apply(const StepPlan& plan, Clock::tim
       result.phase_us.push_back(static_cast<float>(us));
     }
   }
+  result.waited_us = static_cast<float>(waited_us() - waited);
   result.step_us = static_cast<float>(us_since(start));
   return result;
 }

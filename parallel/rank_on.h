@@ -124,6 +124,9 @@ class RankOn final : public Rank {
   void share_sampled(const StepPlan& plan, const StepResult& result);
   void reached(int32_t at_layer, int32_t at_hop);
   void finish() { queue_.finish(Clock::now() + patience_); }
+  double waited_us() const {  // for peers, since the epoch began
+    return groups_.tp->waited_us() + groups_.cp->waited_us() + groups_.world->waited_us();
+  }
 
   LlamaConfig config_;
   std::shared_ptr<const LlamaWeights<Queue>> weights_;

@@ -156,6 +156,8 @@ struct StepResult {
   int64_t kv_rows = 0, kv_bytes = 0;  // in use on this rank
   int64_t workspace_peak_bytes = 0, resident_bytes = 0;
   std::vector<float> phase_us;  // by kernels::Phase; empty unless the rank was told to profile
+  float waited_us = 0;  // of step_us, for peers, in every group; 0 on a GPU, where nobody waits
+  int32_t rows = 0, logit_rows = 0;  // computed by this rank: through the layers, through the head
   friend bool operator==(const StepResult&, const StepResult&) = default;
 };
 

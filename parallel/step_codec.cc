@@ -9,7 +9,7 @@ namespace annulus::parallel {
 namespace {
 
 constexpr uint32_t kPlanMagic = 0x504e4e41, kResultMagic = 0x524e4e41;  // "ANNP", "ANNR"
-constexpr uint16_t kPlanVersion = 1, kResultVersion = 2;
+constexpr uint16_t kPlanVersion = 1, kResultVersion = 3;
 
 // Least encoded bytes of one element, by which counts are checked.
 constexpr size_t kOpBytes = 1 + 4 + 4 + 8 + 4 + 24, kSpanBytes = 16,
@@ -184,6 +184,9 @@ std::string encode(const StepResult& result) {
   out.put(result.resident_bytes);
   out.put_count(result.phase_us.size());
   for (const float us : result.phase_us) out.put(us);
+  out.put(result.waited_us);
+  out.put(result.rows);
+  out.put(result.logit_rows);
   return out.take();
 }
 
@@ -226,6 +229,9 @@ absl::StatusOr<StepResult> decode_result(std::string_view bytes) {
   for (size_t n = in.get_count("phase_us", sizeof(float)); n > 0 && in.ok(); --n) {
     result.phase_us.push_back(in.get<float>("phase_us"));
   }
+  result.waited_us = in.get<float>("waited_us");
+  result.rows = in.get<int32_t>("rows");
+  result.logit_rows = in.get<int32_t>("logit_rows");
   if (absl::Status status = in.finish(); !status.ok()) return status;
   return result;
 }

@@ -15,6 +15,7 @@
 #include "kernels/core/check.h"
 #include "server/scheduler.h"
 #include "server/stop_matcher.h"
+#include "server/stragglers.h"
 #include "server/tokenizer/incremental_decoder.h"
 #include "spdlog/spdlog.h"
 
@@ -63,10 +64,22 @@ struct Pending {
   std::vector<StepResult> results;
 };
 
+// Steps since the last window ended (stragglers.h).
+struct Window {
+  struct Rank {
+    RankWindow work;
+    double ring_us = 0, waited_us = 0;
+  };
+  std::vector<Rank> ranks;
+  double steps_us = 0;  // of the slowest rank of each
+  int64_t steps = 0;
+};
+
 }  // namespace
 
 void RankSpent::add(const StepResult& result) {
   steps_us += result.step_us;
+  waited_us += result.waited_us;
   for (const parallel::GroupReport& group : result.groups) {
     attention_us += group.attend_us;
     all_to_all_us += group.all_to_all_us;
@@ -114,6 +127,7 @@ struct Engine::Impl {
   void handle(RankAnswer answer);
   void handle(EpochLost lost);
   void finish_step(int64_t step, const std::vector<StepResult>& results);
+  void watch(const std::vector<StepResult>& results);
   void serving_changed(bool serving);
   void deliver();
   std::string text_of(Client& client, const SequenceEvent& event, const Token& token);
@@ -129,6 +143,8 @@ struct Engine::Impl {
   std::map<int64_t, Client> clients;
   std::map<int64_t, Pending> pending;  // by step
   ClusterStatus status;
+  Window window;
+  Stragglers stragglers{0};
   std::function<void(bool)> on_serving;
   std::vector<std::function<void()>> outbox;  // calls to make without locks, in order
 
@@ -202,6 +218,8 @@ void Engine::Impl::handle(EpochReady ready) {
   status.kv_capacity_rows = ready.kv_capacity_rows;
   for (RankInfo& info : ready.ranks) status.ranks.push_back({.info = std::move(info)});
   status.ranks.resize(static_cast<size_t>(ready.topology.world()));
+  stragglers = Stragglers(status.ranks.size());
+  window = {.ranks = std::vector<Window::Rank>(status.ranks.size())};
   spdlog::info("epoch {}: serving with TP {} x CP {}", ready.epoch, ready.topology.tp,
                ready.topology.cp);
   serving_changed(true);
@@ -251,6 +269,7 @@ void Engine::Impl::finish_step(int64_t step, const std::vector<StepResult>& resu
     wanted.insert(wanted.end(), result.wanted.begin(), result.wanted.end());
     successor_everywhere &= result.plans_waiting > 0;
   }
+  watch(results);
   const StepSummary summary = scheduler.complete(step, std::move(wanted));
   ++status.steps_total;
   if (summary.decode_only) {
@@ -261,6 +280,52 @@ void Engine::Impl::finish_step(int64_t step, const std::vector<StepResult>& resu
     ++status.steps[static_cast<size_t>(variant)];
   }
   deliver();  // before the next plan: a stop string found here ends its request
+}
+
+// Who holds the others up?
+void Engine::Impl::watch(const std::vector<StepResult>& results) {
+  double slowest_us = 0;
+  for (const StepResult& result : results) {
+    Window::Rank& rank = window.ranks.at(static_cast<size_t>(result.world_rank));
+    rank.work.compute_us += result.step_us - result.waited_us;
+    rank.work.rows += result.rows;
+    rank.work.logit_rows += result.logit_rows;
+    rank.work.kv_rows = result.kv_rows;
+    for (const parallel::GroupReport& group : result.groups) rank.ring_us += group.exposed_us;
+    rank.waited_us += result.waited_us;
+    slowest_us = std::max(slowest_us, static_cast<double>(result.step_us));
+  }
+  window.steps_us += slowest_us;
+  if (++window.steps < kWindowSteps || window.steps_us < kWindowUs) return;
+
+  std::vector<RankWindow> work;
+  work.reserve(window.ranks.size());
+  for (const Window::Rank& rank : window.ranks) work.push_back(rank.work);
+  const std::vector<StragglerChange> changes = stragglers.window(work);
+  const auto steps = static_cast<double>(window.steps);
+  for (size_t r = 0; r < window.ranks.size(); ++r) {
+    const Window::Rank& rank = window.ranks[r];
+    status.ranks[r].recent = {.compute_us = rank.work.compute_us / steps,
+                              .ring_us = rank.ring_us / steps,
+                              .other_us = std::max(rank.waited_us - rank.ring_us, 0.0) / steps,
+                              .excess = stragglers.excess_of(r),
+                              .straggles = stragglers.straggles(r)};
+  }
+  for (const StragglerChange& change : changes) {
+    const RankStatus& rank = status.ranks[static_cast<size_t>(change.rank)];
+    if (change.straggles) {
+      spdlog::warn(
+          "rank {} (pid {} on {}) is a straggler: it computes {:.0f} % longer than the ranks' "
+          "median, for {} windows of {:.0f} s of steps by now, and all wait for it: `annulus "
+          "status` shows each rank, `annulus doctor` measures what its host gives",
+          change.rank, rank.info.pid, rank.info.host, 100 * rank.recent.excess, kWindows,
+          kWindowUs * 1e-6);
+    } else {
+      spdlog::info("rank {} (pid {} on {}) is no straggler any longer", change.rank, rank.info.pid,
+                   rank.info.host);
+    }
+  }
+  window = {.ranks = std::vector<Window::Rank>(status.ranks.size())};
 }
 
 // The text that may go out with this token.

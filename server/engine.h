@@ -32,12 +32,22 @@ struct EngineOptions {
   std::optional<parallel::Variant> variant;  // --attention; empty: auto
 };
 
-// Microseconds of a rank since the epoch began; phases_us only where ranks profile.
+// Microseconds of a rank since the epoch began; phases_us only where ranks profile. waited_us is
+// for peers in all groups, those of attention (sendrecv, all_to_all, all_gather) included.
 struct RankSpent {
   double steps_us = 0, attention_us = 0, sendrecv_us = 0, all_to_all_us = 0, all_gather_us = 0;
+  double waited_us = 0;
   std::array<double, kernels::kPhases> phases_us{};
 
   void add(const parallel::StepResult& result);
+};
+
+// A step of the last finished window of steps (stragglers.h), on average, microseconds: computing,
+// waiting in attention's ring, waiting for peers elsewhere (sums over TP ranks, sampled ids).
+struct RankRecent {
+  double compute_us = 0, ring_us = 0, other_us = 0;
+  double excess = 0;       // compute time over the ranks' median, less one; 0 before a first window
+  bool straggles = false;  // it has been over it for long: a warning names it
 };
 
 struct RankStatus {
@@ -45,6 +55,7 @@ struct RankStatus {
   int64_t kv_rows = 0, kv_bytes = 0, resident_bytes = 0, workspace_peak_bytes = 0;
   double step_us = 0, idle_us = 0;
   RankSpent spent{};
+  RankRecent recent{};
 };
 
 struct ClusterStatus {

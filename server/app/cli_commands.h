@@ -16,6 +16,7 @@ void add_generate(CLI::App& app, Command& run);
 void add_chat(CLI::App& app, Command& run);
 void add_status(CLI::App& app, Command& run);
 void add_plan(CLI::App& app, Command& run);
+void add_doctor(CLI::App& app, Command& run);
 void add_hosts(CLI::App& app, Command& run);
 
 }  // namespace annulus::server

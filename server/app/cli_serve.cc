@@ -14,10 +14,10 @@
 #include "parallel/sharding.h"
 #include "server/app/cli_commands.h"
 #include "server/app/config.h"
-#include "server/app/device.h"
 #include "server/app/launcher.h"
 #include "server/app/serve.h"
 #include "server/app/worker.h"
+#include "server/app/worker_commands.h"
 #include "server/one_line.h"
 
 namespace annulus::server {
@@ -157,17 +157,9 @@ int serve(ServeFlags& flags) {
   config.local_workers = flags.workers == "local";
   const char* known = std::getenv("ANNULUS_SECRET");
   config.secret_is_known = known != nullptr && *known != '\0' && config.secret == known;
-  if (config.device == "cuda" && config.local_workers) {
-    // Here rather than in every worker's log.
-    const auto gpu = make_cuda_device(0);
-    if (!gpu.ok()) return refuse("serve", gpu.status().message());
-    if (const auto ready = (*gpu)->ready_for(config.topology); !ready.ok()) {
-      return refuse("serve", ready.message());
-    }
-    if (config.topology.world() > cuda_device_count()) {
-      return refuse("serve", absl::StrCat(config.topology.world(), " ranks need as many GPUs; ",
-                                          "this host has ", cuda_device_count(),
-                                          ": lower --tp or --cp, or use --workers external"));
+  if (config.local_workers) {
+    if (const auto able = check_local_device(config); !able.ok()) {
+      return refuse("serve", able.message());
     }
   }
   if (config.threads == 0) {
@@ -181,6 +173,7 @@ int serve(ServeFlags& flags) {
 
 struct WorkerFlags {
   ModelFlags model;
+  bool doctor = false;
   WorkerOptions options;
   double orphan_timeout_s = 60, drain_timeout_s = 0;
   int max_message_mib = 256;
@@ -214,10 +207,12 @@ int work(WorkerFlags& flags) {
   if (!set_up_logging(who, flags.model.log_level)) {
     return refuse("worker", no_log_level(flags.model.log_level));
   }
-  const auto path = flags.model.path();
-  if (!path.ok()) return refuse("worker", path.status().message());
-  options.model = *path;
-  options.overrides = flags.model.overrides();
+  if (!flags.doctor) {
+    const auto path = flags.model.path();
+    if (!path.ok()) return refuse("worker", path.status().message());
+    options.model = *path;
+    options.overrides = flags.model.overrides();
+  }
   const auto isa = kernels::parse_cpu_isa(flags.model.cpu_isa);
   if (!isa.ok()) return refuse("worker", isa.status().message());
   options.isa = std::min(*isa, kernels::detect_cpu_isa());
@@ -313,6 +308,9 @@ void add_worker(CLI::App& app, Command& run) {
   worker_app->add_option("--gpu", options.gpu, "with --device cuda: which GPU; default: by rank")
       ->check(CLI::NonNegativeNumber)
       ->default_str("rank modulo the GPUs of this host");
+  worker_app
+      ->add_flag("--doctor", flags->doctor, "for `annulus doctor`: to be measured, without a model")
+      ->excludes("--model");
   worker_app->add_option("--transports", options.transports,
                          "UCX transports, for example tcp,self; default: shared memory within a "
                          "host, the best network between");

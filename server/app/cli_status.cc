@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // `annulus status`: ranks, epoch, KV and variants of a server.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <map>
 #include <memory>
@@ -36,7 +37,16 @@ nlohmann::json map_json(const Map& map) {
 nlohmann::json spent_json(const v1::Spent& spent) {
   return {{"steps", spent.steps_us()},           {"attention", spent.attention_us()},
           {"sendrecv", spent.sendrecv_us()},     {"all_to_all", spent.all_to_all_us()},
-          {"all_gather", spent.all_gather_us()}, {"phases", map_json(spent.phases_us())}};
+          {"all_gather", spent.all_gather_us()}, {"phases", map_json(spent.phases_us())},
+          {"waited", spent.waited_us()}};
+}
+
+nlohmann::json recent_json(const v1::Recent& recent) {
+  return {{"compute_us", recent.compute_us()},
+          {"ring_us", recent.ring_us()},
+          {"other_us", recent.other_us()},
+          {"excess", recent.excess()},
+          {"straggles", recent.straggles()}};
 }
 
 double plans_ahead_share(const v1::GetClusterResponse& cluster) {
@@ -62,7 +72,8 @@ void print_json(const v1::GetModelResponse& model, const v1::GetClusterResponse&
                      {"workspace_peak_bytes", rank.workspace_peak_bytes()},
                      {"step_us", rank.step_us()},
                      {"idle_us", rank.idle_us()},
-                     {"spent_us", spent_json(rank.spent())}});
+                     {"spent_us", spent_json(rank.spent())},
+                     {"recent", recent_json(rank.recent())}});
   }
   const nlohmann::json out = {{"serving", cluster.serving()},
                               {"why_not", cluster.why_not()},
@@ -85,6 +96,21 @@ void print_json(const v1::GetModelResponse& model, const v1::GetClusterResponse&
                               {"trained_context", model.trained_context()},
                               {"served_context", model.served_context()}};
   std::printf("%s\n", out.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+}
+
+// Where the ranks' time went lately, and who holds the others up.
+void print_recent(const v1::GetClusterResponse& cluster) {
+  const bool any = std::any_of(cluster.ranks().begin(), cluster.ranks().end(),
+                               [](const v1::Rank& r) { return r.recent().compute_us() > 0; });
+  if (!any) return;
+  absl::PrintF("%12s %4s %12s %13s %14s %10s\n", "a step, us:", "rank", "computing", "ring waits",
+               "other waits", "to median");
+  for (const v1::Rank& rank : cluster.ranks()) {
+    const v1::Recent& recent = rank.recent();
+    absl::PrintF("%12s %4d %12.0f %13.0f %14.0f %+8.0f %%%s\n", "lately", rank.world_rank(),
+                 recent.compute_us(), recent.ring_us(), recent.other_us(), 100 * recent.excess(),
+                 recent.straggles() ? "  STRAGGLER: all wait for it" : "");
+  }
 }
 
 void print_text(const v1::GetModelResponse& model, const v1::GetClusterResponse& cluster) {
@@ -111,6 +137,7 @@ void print_text(const v1::GetModelResponse& model, const v1::GetClusterResponse&
                  mb(rank.kv_bytes()), mb(rank.resident_bytes()), rank.step_us() / 1000,
                  rank.idle_us(), rank.host());
   }
+  print_recent(cluster);
   absl::PrintF("steps: %d (%s)\n", cluster.steps_total(), join_counts(cluster.steps_by_variant()));
   absl::PrintF(
       "decode steps whose successor was at the ranks before they ended: %d of %d (%.0f %%)\n",

@@ -71,13 +71,17 @@ absl::StatusOr<std::optional<parallel::Variant>> parse_attention(const std::stri
 }
 
 std::vector<std::string> worker_flags(const ServeConfig& config) {
-  std::vector<std::string> flags = {"--model",           config.model,
-                                    "--threads",         absl::StrCat(config.threads),
+  std::vector<std::string> flags = {"--threads",         absl::StrCat(config.threads),
                                     "--device",          config.device,
                                     "--cpu-isa",         kernels::name(config.isa),
                                     "--max-message-mib", absl::StrCat(config.max_message_mib),
                                     "--orphan-timeout",  absl::StrCat(config.orphan_timeout_s),
                                     "--log-level",       config.log_level};
+  if (config.model.empty()) {
+    flags.insert(flags.begin(), "--doctor");
+  } else {
+    flags.insert(flags.begin(), {"--model", config.model});
+  }
   if (config.overrides.context) {
     flags.insert(flags.end(), {"--context", absl::StrCat(*config.overrides.context)});
   }

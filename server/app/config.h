@@ -19,7 +19,7 @@
 namespace annulus::server {
 
 struct ServeConfig {
-  std::string model;
+  std::string model;  // "": ranks are examined, and serve nothing
   parallel::Topology topology;
   parallel::ConfigOverrides overrides;
   std::string host = "127.0.0.1";

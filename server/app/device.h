@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -14,11 +15,13 @@
 #include "absl/status/statusor.h"
 #include "kernels/cpu/queue.h"
 #include "kernels/weight.h"
+#include "parallel/examine.h"
 #include "parallel/model/checkpoint.h"
 #include "parallel/model/weights.h"
 #include "parallel/rank.h"
 #include "parallel/ring_policy.h"
 #include "parallel/topology.h"
+#include "server/examination.h"
 
 namespace annulus::server {
 
@@ -31,6 +34,11 @@ class EpochRank {
   virtual absl::StatusOr<parallel::MachineProfile> meet(std::span<const std::string> addresses,
                                                         const parallel::LlamaConfig& config,
                                                         const parallel::RankOptions& options) = 0;
+  // Connects to the others and measures everybody by itself, without weights, instead of meet().
+  // The facts are those that only the device and its links know (server/examination.h).
+  virtual absl::StatusOr<RankExamination> examine(
+      std::span<const std::string> addresses,
+      const std::function<void(int done, int of)>& told) = 0;
   virtual bool met() const = 0;
   virtual parallel::Rank& rank() = 0;
   virtual void abort(const std::string& why) = 0;

@@ -2,6 +2,9 @@
 #include "parallel/comm_ucx.h"
 #include "server/app/device_on.h"
 
+#include <cstdlib>
+#include <map>
+
 namespace annulus::server {
 namespace {
 
@@ -10,7 +13,7 @@ struct Cpu {
   using World = parallel::UcxWorld;
   int32_t threads = 1;
   kernels::CpuIsa isa = kernels::CpuIsa::kPortable;
-  std::string transports;
+  std::string transports_;
 
   std::string name() const { return kernels::name(isa); }
   std::string fault() const { return ""; }
@@ -20,8 +23,17 @@ struct Cpu {
   absl::StatusOr<std::unique_ptr<World>> world(parallel::Topology topology, int32_t world_rank,
                                                int64_t epoch) const {
     parallel::UcxOptions options;
-    if (!transports.empty()) options.transports = transports;
+    if (!transports_.empty()) options.transports = transports_;
     return World::create(topology, world_rank, epoch, options);
+  }
+  std::string transports(World& world, int32_t peer) const { return world.transports(peer); }
+  std::map<std::string, std::string> versions() const {
+    std::map<std::string, std::string> out = {{fact::kUcx, parallel::ucx_version()}};
+    const char* from_environment = std::getenv("UCX_TLS");
+    const std::string forced = from_environment != nullptr ? from_environment : transports_;
+    // A front end's own workers are on one host by design.
+    if (!forced.empty() && forced != parallel::kLocalTransports) out[fact::kForced] = forced;
+    return out;
   }
 };
 

@@ -37,6 +37,17 @@ struct Gpu {
     if (!nccl.ok()) return nccl.status();
     return World::create(**nccl, topology, world_rank, epoch);
   }
+  // Which of NVLink, PCIe and the network NCCL took, it tells in its own log (NCCL_DEBUG=INFO).
+  static std::string transports(World&, int32_t) { return "NCCL"; }
+  static std::map<std::string, std::string> versions() {
+    std::map<std::string, std::string> out;
+    int driver = 0, version = 0;
+    if (cudaDriverGetVersion(&driver) == cudaSuccess) out[fact::kDriver] = std::to_string(driver);
+    const auto nccl = parallel::load_nccl();
+    if (nccl.ok() && (*nccl)->get_version(&version) == 0)
+      out[fact::kNccl] = std::to_string(version);
+    return out;
+  }
 };
 
 }  // namespace

@@ -6,9 +6,12 @@
 //                                     whose threads must not inherit a pinned core
 //   loader() -> unique_ptr<Queue>     to load weights with
 //   world(topology, world_rank, epoch) -> StatusOr<unique_ptr<World>>
+//   transports(world, world_rank)     what reaches a peer, for `annulus doctor`
+//   versions()                        facts of server/examination.h
 // Included by device_cpu.cc and device_cuda.cc.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -50,6 +53,26 @@ class EpochRankOn final : public EpochRank {
     }
     return rank_->measure();
   }
+
+  absl::StatusOr<RankExamination> examine(
+      std::span<const std::string> addresses,
+      const std::function<void(int done, int of)>& told) override {
+    if (auto status = world_->connect(addresses); !status.ok()) return status;
+    queue_ = backend_.queue();
+    const parallel::Examination measured = parallel::examine(*queue_, world_->groups(), told);
+    RankExamination out{.figures = {}, .facts = backend_.versions()};
+    for (size_t i = 0; i < measured.size(); ++i) {
+      if (!measured[i].empty()) {
+        out.figures[parallel::name(static_cast<parallel::Figure>(i))] = measured[i];
+      }
+    }
+    const int32_t tp = topology_.tp_rank(world_rank_), cp = topology_.cp_rank(world_rank_);
+    const int32_t cp_next = topology_.world_rank(tp, (cp + 1) % topology_.cp);
+    const int32_t tp_next = topology_.world_rank((tp + 1) % topology_.tp, cp);
+    if (topology_.cp > 1) out.facts[fact::kCpTransport] = backend_.transports(*world_, cp_next);
+    if (topology_.tp > 1) out.facts[fact::kTpTransport] = backend_.transports(*world_, tp_next);
+    return out;
+  }
   bool met() const override { return rank_ != nullptr; }
   parallel::Rank& rank() override { return *rank_; }
   void abort(const std::string& why) override { world_->abort(why); }
@@ -65,7 +88,8 @@ class EpochRankOn final : public EpochRank {
   const int32_t world_rank_;
   Weights weights_;           // until meet()
   mutable std::mutex mutex_;  // of the pointer below, not of what it points to
-  // Outlives the world, which may still write into its memory.
+  // Outlive the world, which may still write into their memory.
+  std::unique_ptr<Queue> queue_;  // of examine()
   std::unique_ptr<parallel::Rank> rank_;
   std::unique_ptr<typename Backend::World> world_;
 };

@@ -18,6 +18,7 @@ constexpr const char* kExamples = R"(Examples:
   annulus generate --chat "Why is the sky blue?"
   annulus status                                ranks, KV use, what the ring chose
   annulus plan --model synthetic:70B --tokens 1000000 --gpu H100-80G      which layouts hold it
+  annulus doctor --cp 2                         what each rank's host and links give, before serving
 Every subcommand has --help with examples.)";
 
 int run(int argc, char** argv) {
@@ -34,6 +35,7 @@ int run(int argc, char** argv) {
   annulus::server::add_chat(app, command);
   annulus::server::add_status(app, command);
   annulus::server::add_plan(app, command);
+  annulus::server::add_doctor(app, command);
   annulus::server::add_hosts(app, command);
   try {
     app.parse(argc, argv);

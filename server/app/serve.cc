@@ -19,12 +19,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
-#include "parallel/comm_ucx.h"
 #include "parallel/rank.h"
 #include "server/app/build.h"
 #include "server/app/bus_error.h"
 #include "server/app/local_workers.h"
 #include "server/app/served_model.h"
+#include "server/app/worker_commands.h"
 #include "server/engine.h"
 #include "server/host_port.h"
 #include "server/one_line.h"
@@ -101,7 +101,6 @@ class FrontEnd {
  private:
   absl::Status start_engine();
   absl::Status start_workers();
-  void print_external_commands() const;
   void announce();
   std::string trouble() const;  // why this cannot go on, "" while it can
   void drain();
@@ -188,52 +187,12 @@ absl::Status FrontEnd::start_engine() {
 
 absl::Status FrontEnd::start_workers() {
   if (!config_.local_workers) {
-    print_external_commands();
+    print_external_commands(config_, control_->port());
     return absl::OkStatus();
   }
-  const int world = config_.topology.world();
-  const auto cores = cores_of_ranks(world, config_.threads, allowed_cores());
-  // The wildcard address is no place to connect to.
-  const bool any = config_.control_host == "0.0.0.0" || config_.control_host == "::";
-  const std::string address =
-      join_host_port(any ? "127.0.0.1" : config_.control_host, control_->port());
-  LocalWorkers::Options options;
-  for (int rank = 0; rank < world; ++rank) {
-    LocalWorkers::Child child;
-    child.arguments = {"annulus", "worker",           "--connect",    address,
-                       "--rank",  absl::StrCat(rank), "--transports", parallel::kLocalTransports};
-    const std::vector<std::string> flags = worker_flags(config_);
-    child.arguments.insert(child.arguments.end(), flags.begin(), flags.end());
-    child.cores = cores[static_cast<size_t>(rank)];
-    options.children.push_back(std::move(child));
-  }
-  // Not among the arguments, which everybody on this machine can read.
-  options.environment.push_back("ANNULUS_SECRET=" + config_.secret);
-  workers_.emplace(std::move(options));
+  workers_.emplace(local_workers(config_, control_->port()));
   workers_->start();
   return absl::OkStatus();
-}
-
-void FrontEnd::print_external_commands() const {
-  std::string host = config_.control_host;
-  if (host == "0.0.0.0" || host == "::") {
-    char name[256] = {};
-    host = gethostname(name, sizeof(name) - 1) == 0 ? name : "THIS_HOST";
-  }
-  std::printf("annulus: waiting for %d workers; start each with one of\n",
-              config_.topology.world());
-  for (int rank = 0; rank < config_.topology.world(); ++rank) {
-    std::vector<std::string> command = {"annulus",   "worker",
-                                        "--connect", join_host_port(host, control_->port()),
-                                        "--rank",    absl::StrCat(rank)};
-    const std::vector<std::string> flags = worker_flags(config_);
-    command.insert(command.end(), flags.begin(), flags.end());
-    // Arguments can be read by everybody on a machine, the environment by its owner.
-    const std::string secret =
-        config_.secret_is_known ? "\"$ANNULUS_SECRET\"" : shell_command({config_.secret});
-    std::printf("  ANNULUS_SECRET=%s %s\n", secret.c_str(), shell_command(command).c_str());
-  }
-  std::fflush(stdout);
 }
 
 void FrontEnd::announce() {

@@ -25,9 +25,11 @@
 #include "server/app/build.h"
 #include "server/app/bus_error.h"
 #include "server/app/device.h"
+#include "server/app/host_facts.h"
 #include "server/app/worker_inbox.h"
 #include "server/one_line.h"
 #include "server/rpc/control_client.h"
+#include "server/rpc/examination_wire.h"
 #include "server/rpc/profile.h"
 
 namespace annulus::server {
@@ -71,7 +73,7 @@ struct HeldWeights {
 // One attachment to a front end.
 class Session {
  public:
-  Session(const WorkerOptions& options, const parallel::Checkpoint& checkpoint, Device& device,
+  Session(const WorkerOptions& options, const parallel::Checkpoint* checkpoint, Device& device,
           HeldWeights& held, ControlClient& client)
       : options_(options), checkpoint_(checkpoint), device_(device), held_(held), client_(client) {}
 
@@ -88,6 +90,7 @@ class Session {
   void on_assignment(const v1::Assignment& assignment);
   absl::Status assign(const v1::Assignment& assignment);
   void on_peers(const v1::Peers& peers);
+  void examine(EpochRank& epoch, const std::vector<std::string>& addresses);
   void on_plan(const v1::Plan& plan);
   void fail(const std::string& what);
   void drop_epoch();
@@ -95,7 +98,7 @@ class Session {
   bool over(int64_t epoch);
 
   const WorkerOptions& options_;
-  const parallel::Checkpoint& checkpoint_;
+  const parallel::Checkpoint* checkpoint_;  // null: for `annulus doctor`
   Device& device_;
   HeldWeights& held_;
   ControlClient& client_;
@@ -124,7 +127,7 @@ SessionEnd Session::run() {
   registration->set_pid(getpid());
   registration->set_cpu_isa(device_.name());
   registration->set_threads(options_.threads);
-  registration->set_model_fingerprint(checkpoint_.fingerprint());
+  registration->set_model_fingerprint(checkpoint_ != nullptr ? checkpoint_->fingerprint() : 0);
   registration->set_secret(options_.secret);
   if (held_.world_rank >= 0) registration->set_last_rank(held_.world_rank);
   if (!client_.write(std::move(hello))) return SessionEnd::kDisconnected;
@@ -269,6 +272,9 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
       assignment.world_rank() >= topology.world()) {
     return absl::InvalidArgumentError("the assignment names no rank of its layout");
   }
+  if (assignment.examine() != (checkpoint_ == nullptr)) {
+    return absl::InvalidArgumentError("the assignment is of another kind than this worker");
+  }
   if (absl::Status ready = device_.ready_for(topology); !ready.ok()) return ready;
   const kernels::Precision precision =
       assignment.precision() == "fp32" ? kernels::Precision::kF32 : kernels::Precision::kDefault;
@@ -283,12 +289,14 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
                    .threads = options_.threads,
                    .isa = options_.isa};
 
-  if (held_.world_rank < 0 || held_.tp != topology.tp || held_.tp_rank != tp_rank ||
-      held_.precision != precision) {
+  if (assignment.examine()) {
+    spdlog::debug("rank {}: to be examined", assignment.world_rank());
+  } else if (held_.world_rank < 0 || held_.tp != topology.tp || held_.tp_rank != tp_rank ||
+             held_.precision != precision) {
     held_ = {};
     const Clock::time_point began = Clock::now();
     Clock::time_point told = began;
-    absl::Status loaded = device_.load(checkpoint_, tp_rank, topology.tp, precision,
+    absl::Status loaded = device_.load(*checkpoint_, tp_rank, topology.tp, precision,
                                        [&](int64_t done, int64_t total) {
                                          if (Clock::now() - told < kHeartbeat) return;
                                          told = Clock::now();
@@ -330,8 +338,11 @@ void Session::on_peers(const v1::Peers& peers) {
   const std::shared_ptr<EpochRank> epoch = current();
   if (!epoch || epoch->epoch() != peers.epoch() || epoch->met() || over(peers.epoch())) return;
   const std::vector<std::string> addresses(peers.addresses().begin(), peers.addresses().end());
+  if (assignment_.examine()) {
+    return attempt("while measuring", [&] { examine(*epoch, addresses); });
+  }
   attempt("for KV and workspace", [&] {
-    const auto profile = epoch->meet(addresses, checkpoint_.config(), rank_options_);
+    const auto profile = epoch->meet(addresses, checkpoint_->config(), rank_options_);
     if (!profile.ok()) return fail(std::string(profile.status().message()));
     v1::WorkerMessage message;
     v1::Ready* ready = message.mutable_ready();
@@ -343,6 +354,23 @@ void Session::on_peers(const v1::Peers& peers) {
     step_ended_.reset();
     client_.write(std::move(message));
   });
+}
+
+void Session::examine(EpochRank& epoch, const std::vector<std::string>& addresses) {
+  HostFacts host;
+  auto examination = epoch.examine(addresses, [&](int done, int of) {
+    host.look();
+    v1::WorkerMessage message;
+    message.mutable_examination_progress()->set_done(done);
+    message.mutable_examination_progress()->set_total(of);
+    client_.write(std::move(message));
+  });
+  if (!examination.ok()) return fail(std::string(examination.status().message()));
+  examination->facts.merge(host.facts());
+  v1::WorkerMessage message;
+  message.mutable_ready()->set_epoch(epoch.epoch());
+  *message.mutable_ready()->mutable_examination() = to_proto(*examination);
+  client_.write(std::move(message));
 }
 
 void Session::on_plan(const v1::Plan& message) {
@@ -447,11 +475,15 @@ int run_worker(const WorkerOptions& options) {
   prctl(PR_SET_NAME, "annulus-worker");  // a local one was started as /proc/self/exe
   end_on_signals(absl::ToDoubleSeconds(options.drain_timeout));
   explain_bus_errors(options.model);
-  auto checkpoint = parallel::Checkpoint::open(options.model, options.overrides);
-  if (!checkpoint.ok()) {
-    const absl::string_view why = checkpoint.status().message();
-    spdlog::error("{}", one_line({why.data(), why.size()}));
-    return 2;
+  std::optional<parallel::Checkpoint> checkpoint;
+  if (!options.model.empty()) {
+    auto opened = parallel::Checkpoint::open(options.model, options.overrides);
+    if (!opened.ok()) {
+      const absl::string_view why = opened.status().message();
+      spdlog::error("{}", one_line({why.data(), why.size()}));
+      return 2;
+    }
+    checkpoint.emplace(*std::move(opened));
   }
   auto device = device_of(options);
   if (!device.ok()) {
@@ -473,7 +505,7 @@ int run_worker(const WorkerOptions& options) {
                                          tried ? std::min(left, kLongestRetry) : kLongestRetry);
     if (client.ok()) {
       const absl::Time attached = absl::Now();
-      Session session(options, *checkpoint, **device, held, **client);
+      Session session(options, checkpoint ? &*checkpoint : nullptr, **device, held, **client);
       const SessionEnd end = session.run();
       if (end == SessionEnd::kShutdown) return 0;
       if (end == SessionEnd::kRefused) return 2;

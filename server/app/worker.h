@@ -20,7 +20,7 @@ struct WorkerOptions {
   std::string connect;  // host:port of the front end's control server
   int32_t wanted_rank = -1;
   int32_t local_rank = -1;  // among the ranks of this host; -1: not known
-  std::string model;
+  std::string model;        // "": examined by `annulus doctor` instead of serving
   parallel::ConfigOverrides overrides;
   int32_t threads = 1;
   kernels::CpuIsa isa = kernels::CpuIsa::kPortable;

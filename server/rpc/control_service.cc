@@ -200,6 +200,7 @@ void ControlService::Impl::apply() {
   if (sink) {
     for (LinkEvent& event : effects.events) sink(std::move(event));
   }
+  if (effects.examined && options.on_examined) options.on_examined(*std::move(effects.examined));
   stuck_pids.insert(stuck_pids.end(), effects.stuck_pids.begin(), effects.stuck_pids.end());
 }
 

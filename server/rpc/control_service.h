@@ -25,6 +25,8 @@ struct ControlOptions {
   EpochPlan epoch;
   // Told, from the ticking thread, of workers that are lost though their process may live.
   std::function<void(int64_t pid)> on_stuck;
+  // Called once, with the service's mutex held, where the epoch's plan is to examine the ranks.
+  std::function<void(Examined)> on_examined;
 };
 
 class ControlService final : public RankLink {

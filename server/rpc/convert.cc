@@ -331,6 +331,7 @@ v1::Spent to_proto(const RankSpent& spent) {
   out.set_sendrecv_us(spent.sendrecv_us);
   out.set_all_to_all_us(spent.all_to_all_us);
   out.set_all_gather_us(spent.all_gather_us);
+  out.set_waited_us(spent.waited_us);
   for (size_t p = 0; p < kernels::kPhases; ++p) {
     if (spent.phases_us[p] > 0) {
       (*out.mutable_phases_us())[kernels::name(static_cast<kernels::Phase>(p))] =
@@ -367,6 +368,11 @@ v1::GetClusterResponse to_proto(const ClusterStatus& status) {
     proto->set_step_us(rank.step_us);
     proto->set_idle_us(rank.idle_us);
     *proto->mutable_spent() = to_proto(rank.spent);
+    proto->mutable_recent()->set_compute_us(rank.recent.compute_us);
+    proto->mutable_recent()->set_ring_us(rank.recent.ring_us);
+    proto->mutable_recent()->set_other_us(rank.recent.other_us);
+    proto->mutable_recent()->set_excess(rank.recent.excess);
+    proto->mutable_recent()->set_straggles(rank.recent.straggles);
   }
   for (int32_t v = 0; v < parallel::kVariants; ++v) {
     (*out.mutable_steps_by_variant())[parallel::name(static_cast<parallel::Variant>(v))] =

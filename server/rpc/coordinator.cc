@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "server/rpc/examination_wire.h"
 #include "server/rpc/profile.h"
 
 namespace annulus::server {
@@ -105,6 +106,13 @@ void EpochCoordinator::received(WorkerId id, const v1::WorkerMessage& message, T
                            now + kFailureGrace};
       }
       return;
+    case v1::WorkerMessage::kExaminationProgress: {
+      const v1::ExaminationProgress& progress = message.examination_progress();
+      worker.examined =
+          static_cast<double>(std::max(progress.done(), 0)) / std::max(progress.total(), 1);
+      worker.moved = now;
+      return;
+    }
     case v1::WorkerMessage::kAnswer: return on_answer(id, worker, message.answer(), now);
     case v1::WorkerMessage::MESSAGE_NOT_SET: return;
   }
@@ -123,11 +131,15 @@ void EpochCoordinator::on_register(WorkerId id, Worker& worker, const v1::Regist
   if (!same_secret(message.secret(), plan_.secret)) {
     return refuse(id, "wrong secret: give the worker the secret of its front end", now);
   }
-  if (message.model_fingerprint() != plan_.model_fingerprint) {
-    return refuse(id,
-                  "this worker holds another model than the front end: give it the same --model, "
-                  "--context, --rope-theta and --rope-scaling",
-                  now);
+  if (message.model_fingerprint() != plan_.model_fingerprint) {  // 0: of the doctor and its ranks
+    return refuse(
+        id,
+        plan_.examine ? "this is `annulus doctor`: start its ranks with --doctor instead of a model"
+        : message.model_fingerprint() == 0
+            ? "this front end serves a model: give the worker its --model instead of --doctor"
+            : "this worker holds another model than the front end: give it the same --model, "
+              "--context, --rope-theta and --rope-scaling",
+        now);
   }
   if (message.wanted_rank() >= world) {
     return refuse(id,
@@ -227,6 +239,7 @@ void EpochCoordinator::on_address(Worker& worker, const v1::DataAddress& message
 
 void EpochCoordinator::on_ready(WorkerId id, Worker& worker, const v1::Ready& message, Time now) {
   if (message.epoch() != epoch_ || phase_ != Phase::kMeeting) return;
+  if (plan_.examine) return on_examined(id, worker, message.examination(), now);
   const auto profile =
       profile_from_values({message.profile().values().begin(), message.profile().values().end()});
   if (!profile.ok() || message.kv_capacity_rows() < 1) {
@@ -253,6 +266,31 @@ void EpochCoordinator::on_ready(WorkerId id, Worker& worker, const v1::Ready& me
         std::min({ready.kv_capacity_rows, entry.kv_capacity_rows, kMostKvRows});
     ready.ranks.push_back(entry.info);
   }
+  begin_running(now);
+  spdlog::debug("epoch {} is ready: tp {} x cp {}, KV for {} tokens a rank", epoch_,
+                plan_.topology.tp, plan_.topology.cp, ready.kv_capacity_rows);
+  effects_.events.emplace_back(std::move(ready));
+}
+
+void EpochCoordinator::on_examined(WorkerId id, Worker& worker, const v1::Examination& message,
+                                   Time now) {
+  auto examination = from_proto(message);
+  if (!examination.ok()) {
+    return lose(id, std::string(examination.status().message()), /*stuck=*/false, now);
+  }
+  worker.examination = *std::move(examination);
+  worker.done = true;
+  worker.moved = now;
+  if (!all_done()) return;
+  Examined& all = effects_.examined.emplace();
+  for (const WorkerId other : by_rank_) {
+    all.ranks.push_back(workers_.at(other).info);
+    all.examinations.push_back(workers_.at(other).examination);
+  }
+  begin_running(now);
+}
+
+void EpochCoordinator::begin_running(Time now) {
   next_phase(Phase::kRunning, now);
   failed_starts_ = 0;
   stepped_ = false;
@@ -260,9 +298,6 @@ void EpochCoordinator::on_ready(WorkerId id, Worker& worker, const v1::Ready& me
   v1::FrontMessage out;
   out.mutable_start()->set_epoch(epoch_);
   broadcast(out);
-  spdlog::debug("epoch {} is ready: tp {} x cp {}, KV for {} tokens a rank", epoch_,
-                plan_.topology.tp, plan_.topology.cp, ready.kv_capacity_rows);
-  effects_.events.emplace_back(std::move(ready));
 }
 
 void EpochCoordinator::on_answer(WorkerId id, Worker& worker, const v1::StepAnswer& message,
@@ -387,6 +422,12 @@ EpochCoordinator::Status EpochCoordinator::status() const {
              .waiting_for = {},
              .failed_starts = failed_starts_,
              .last_end = last_end_};
+  if (phase_ == Phase::kMeeting) {
+    out.examined = 1;
+    for (const WorkerId id : by_rank_) {
+      out.examined = std::min(out.examined, id == 0 ? 0 : workers_.at(id).examined);
+    }
+  }
   std::vector<size_t> missing;
   for (size_t rank = 0; rank < by_rank_.size(); ++rank) {
     const WorkerId id = by_rank_[rank];
@@ -398,6 +439,7 @@ EpochCoordinator::Status EpochCoordinator::status() const {
         absl::StrCat(missing.size() == 1 ? "rank " : "ranks ", absl::StrJoin(missing, ", "),
                      phase_ == Phase::kWaiting   ? " to attach"
                      : phase_ == Phase::kLoading ? " to load weights"
+                     : plan_.examine             ? " to measure"
                                                  : " to meet the others");
   }
   return out;
@@ -430,6 +472,7 @@ void EpochCoordinator::begin_if_complete(Time now) {
     assignment->set_page_tokens(plan_.page_tokens);
     assignment->set_workspace_limit_bytes(plan_.workspace_limit_bytes);
     assignment->set_profile(plan_.profile);
+    assignment->set_examine(plan_.examine);
     effects_.messages.push_back({by_rank_[rank], std::move(out)});
   }
 }

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "annulus/v1/worker.pb.h"
+#include "server/examination.h"
 #include "server/rank_link.h"
 #include "server/rpc/answer_check.h"
 
@@ -39,6 +40,13 @@ struct EpochPlan {  // what every epoch of this front end is
   int32_t page_tokens = 64;
   int64_t workspace_limit_bytes = int64_t{256} << 20;
   bool profile = false;  // ranks report times by phase
+  bool examine = false;  // no model, no steps: ranks measure and report, and that is the epoch
+};
+
+// What the ranks of an epoch that examines them have reported, by world rank.
+struct Examined {
+  std::vector<RankInfo> ranks;
+  std::vector<RankExamination> examinations;
 };
 
 class EpochCoordinator {
@@ -57,6 +65,7 @@ class EpochCoordinator {
     // waited for.
     std::vector<LinkEvent> events;
     std::vector<int64_t> stuck_pids;  // lost while their streams still stood: stopped or hung
+    std::optional<Examined> examined;
   };
   struct Status {
     int64_t epoch = 0;
@@ -64,6 +73,7 @@ class EpochCoordinator {
     std::string waiting_for;    // "ranks 1, 3 to attach"
     int64_t failed_starts = 0;  // epochs in a row that ended before they ran
     std::string last_end;       // why the last epoch ended
+    double examined = 0;        // share of the examination that the last rank has done
   };
 
   explicit EpochCoordinator(EpochPlan plan);
@@ -98,6 +108,8 @@ class EpochCoordinator {
     std::string address;
     parallel::MachineProfile profile;
     int64_t kv_capacity_rows = 0;
+    RankExamination examination;
+    double examined = 0;  // share
     v1::Heartbeat heartbeat;
   };
   struct Flight {
@@ -117,6 +129,8 @@ class EpochCoordinator {
   void seat_claims(Time now);
   void on_address(Worker& worker, const v1::DataAddress& message, Time now);
   void on_ready(WorkerId id, Worker& worker, const v1::Ready& message, Time now);
+  void on_examined(WorkerId id, Worker& worker, const v1::Examination& message, Time now);
+  void begin_running(Time now);
   void on_heartbeat(Worker& worker, const v1::Heartbeat& message, Time now);
   void on_answer(WorkerId id, Worker& worker, const v1::StepAnswer& message, Time now);
   void refuse(WorkerId id, const std::string& why, Time now);

@@ -55,7 +55,8 @@ TEST(Cli, ATpThatDoesNotDivideNamesThoseThatDo) {
 
 TEST(Cli, HelpTeachesByExample) {
   EXPECT_EQ(annulus({"--version"}).out.substr(0, 8), "annulus ");
-  for (const char* command : {"serve", "worker", "generate", "chat", "status", "plan", "hosts"}) {
+  for (const char* command :
+       {"serve", "worker", "generate", "chat", "status", "doctor", "plan", "hosts"}) {
     const Outcome outcome = annulus({command, "--help"});
     EXPECT_EQ(outcome.code, 0);
     EXPECT_NE(outcome.out.find(std::string("annulus ") + command), std::string::npos);

@@ -81,6 +81,9 @@ StepResult random_result(Random& random) {
   result.kv_bytes = random.in(0, INT64_MAX);
   result.workspace_peak_bytes = random.in(0, INT64_MAX);
   result.resident_bytes = random.in(0, INT64_MAX);
+  result.waited_us = random.real();
+  result.rows = random.in32(0, 999);
+  result.logit_rows = random.in32(0, 99);
   return result;
 }
 

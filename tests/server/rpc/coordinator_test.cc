@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "server/rpc/examination_wire.h"
 #include "server/rpc/profile.h"
 
 namespace annulus::server {
@@ -535,6 +536,85 @@ TEST_F(CoordinatorTest, PlansOfAnEpochThatIsOverGoNowhere) {
   coordinator_.take();
   send_step(0);
   EXPECT_TRUE(coordinator_.take().messages.empty());
+}
+
+// A front end that examines its ranks: no model, no plans; the epoch is what they report.
+class ExaminingCoordinatorTest : public CoordinatorTest {
+ protected:
+  ExaminingCoordinatorTest() {
+    EpochPlan plan = CoordinatorTest::plan();
+    plan.model_fingerprint = 0;
+    plan.examine = true;
+    coordinator_ = EpochCoordinator(plan);
+    coordinator_.start(now_);
+  }
+  void attach_without_model(int64_t id) {
+    v1::WorkerMessage message = registration(-1, 1000 + id);
+    message.mutable_register_()->clear_model_fingerprint();
+    coordinator_.attached(id, now_);
+    coordinator_.received(id, message, now_);
+  }
+  void report(int64_t id, double gflops) {
+    v1::WorkerMessage message;
+    message.mutable_ready()->set_epoch(1);
+    RankExamination examination;
+    examination.figures["gemm_gflops"] = {gflops};
+    *message.mutable_ready()->mutable_examination() = to_proto(examination);
+    coordinator_.received(id, message, now_);
+  }
+};
+
+TEST_F(ExaminingCoordinatorTest, ReportsCountOnceAllAreThere) {
+  for (const int64_t id : {1, 2}) attach_without_model(id);
+  for (const auto& outgoing : coordinator_.take().messages) {
+    EXPECT_TRUE(outgoing.message.assignment().examine());
+  }
+  for (const int64_t id : {1, 2}) address(id, 1);
+  v1::WorkerMessage progress;
+  progress.mutable_examination_progress()->set_done(3);
+  progress.mutable_examination_progress()->set_total(12);
+  coordinator_.received(1, progress, now_);
+  EXPECT_EQ(coordinator_.status().examined, 0);  // of the last one
+  coordinator_.received(2, progress, now_);
+  EXPECT_EQ(coordinator_.status().examined, 0.25);
+  EXPECT_EQ(coordinator_.status().waiting_for, "ranks 0, 1 to measure");
+  report(1, 10);
+  EXPECT_FALSE(coordinator_.take().examined.has_value());
+  report(2, 20);
+  const auto examined = coordinator_.take().examined;
+  ASSERT_TRUE(examined.has_value());
+  ASSERT_EQ(examined->examinations.size(), 2u);
+  EXPECT_EQ(figure_of(examined->examinations[1], "gemm_gflops"), 20);
+  EXPECT_EQ(examined->ranks[1].pid, 1002);
+}
+
+TEST_F(ExaminingCoordinatorTest, ANonsensicalReportLosesItsRank) {
+  for (const int64_t id : {1, 2}) attach_without_model(id);
+  for (const int64_t id : {1, 2}) address(id, 1);
+  report(1, -1);
+  EXPECT_NE(coordinator_.status().last_end.find("rank 0"), std::string::npos);
+  EXPECT_NE(coordinator_.status().last_end.find("gemm_gflops is -1"), std::string::npos)
+      << coordinator_.status().last_end;
+  EXPECT_EQ(coordinator_.status().failed_starts, 1);
+}
+
+TEST_F(ExaminingCoordinatorTest, AWorkerWithAModelIsRefused) {
+  attach(1);
+  const auto effects = coordinator_.take();
+  ASSERT_EQ(effects.messages.size(), 1u);
+  EXPECT_NE(effects.messages[0].message.refused().why().find("--doctor instead of a model"),
+            std::string::npos);
+}
+
+TEST_F(CoordinatorTest, AWorkerOfTheDoctorIsRefused) {
+  v1::WorkerMessage message = registration(-1, 1001);
+  message.mutable_register_()->clear_model_fingerprint();
+  coordinator_.attached(1, now_);
+  coordinator_.received(1, message, now_);
+  const auto effects = coordinator_.take();
+  ASSERT_EQ(effects.messages.size(), 1u);
+  EXPECT_NE(effects.messages[0].message.refused().why().find("--model instead of --doctor"),
+            std::string::npos);
 }
 
 }  // namespace
