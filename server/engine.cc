@@ -3,7 +3,10 @@
 // sink, the link or a callback is called); `inbox_mutex_` guards what wakes the engine thread.
 #include "server/engine.h"
 
+#include <sys/prctl.h>
+
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <map>
@@ -24,6 +27,8 @@ namespace {
 
 using parallel::StepResult;
 using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::seconds kRound{1};  // the engine thread comes round at least that often
 
 double ms_between(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double, std::milli>(to - from).count();
@@ -153,17 +158,21 @@ struct Engine::Impl {
   std::vector<LinkEvent> inbox;  // bounded: the ranks answer at most the plans that are out
   bool poked = false, stopping = false;
 
+  std::atomic<Clock::time_point> came_round = Clock::now();
+
   std::unique_ptr<RankLink> link;
   std::thread thread;
 };
 
 void Engine::Impl::run() {
+  prctl(PR_SET_NAME, "annulus-engine");
   bool last = false;
   while (!last) {
     std::vector<LinkEvent> events;
     {
       std::unique_lock lock(inbox_mutex);
-      wake.wait(lock, [&] { return !inbox.empty() || poked || stopping; });
+      wake.wait_for(lock, kRound, [&] { return !inbox.empty() || poked || stopping; });
+      came_round = Clock::now();
       events = std::exchange(inbox, {});
       poked = false;
       last = stopping;
@@ -449,6 +458,10 @@ ClusterStatus Engine::status() const {
   status.requests_waiting = impl_->scheduler.waiting();
   status.sessions = impl_->scheduler.sessions();
   return status;
+}
+
+double Engine::stalled_s() const {
+  return ms_between(impl_->came_round, Clock::now()) / 1000;
 }
 
 int64_t Engine::context() const {

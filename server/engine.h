@@ -95,6 +95,9 @@ class Engine {
   absl::StatusOr<std::vector<int32_t>> session_tokens(const std::string& session) const;
 
   ClusterStatus status() const;
+  // Seconds since the engine thread last came round. It does so every second, work or none, so that
+  // more means a thread that hangs. Takes no lock.
+  double stalled_s() const;
   int64_t context() const;
   // Called with true when ranks are ready, false when an epoch is lost; from the engine thread.
   void on_serving(std::function<void(bool)> callback);

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <memory>
 #include <string>
 
@@ -14,6 +15,7 @@
 #include "parallel/sharding.h"
 #include "server/app/cli_commands.h"
 #include "server/app/config.h"
+#include "server/app/host_ranks.h"
 #include "server/app/launcher.h"
 #include "server/app/serve.h"
 #include "server/app/worker.h"
@@ -39,6 +41,7 @@ constexpr const char* kWorkerExamples = R"(Examples:
   ANNULUS_SECRET=S annulus worker --connect head:50052 --model M.gguf
   srun --ntasks 4 annulus worker --connect $HEAD:50052 --model M.gguf      (ANNULUS_SECRET is exported)
   mpirun -np 4 annulus worker --connect head:50052 --model M.gguf          (the rank is Open MPI's)
+  annulus worker --ranks 8 --model M.gguf --device cuda                    (in each pod of a LeaderWorkerSet: eight ranks)
 Rank and leader come from the launcher where the flags are absent: SLURM_*, OMPI_*, LWS_*, or RANK and WORLD_SIZE.
 `annulus serve --workers external` prints these commands with everything filled in.
 It outlives its front end by --orphan-timeout. Ends with 0 when told to, with 1 when no front end comes back, with 2 when it
@@ -177,14 +180,18 @@ struct WorkerFlags {
   WorkerOptions options;
   double orphan_timeout_s = 60, drain_timeout_s = 0;
   int max_message_mib = 256;
+  int ranks = 1;
 };
 
 // Fills in what no flag says, of rank and front end.
-absl::Status ask_launcher(WorkerOptions& options) {
+absl::Status ask_launcher(WorkerOptions& options, int ranks) {
   const auto launcher = read_launcher([](const char* name) { return std::getenv(name); });
   if (!launcher.ok()) return launcher.status();
   options.local_rank = launcher->local_rank;
-  if (options.wanted_rank < 0) options.wanted_rank = launcher->world_rank;
+  if (options.wanted_rank < 0 && launcher->world_rank >= 0) {
+    // With several ranks on each host the launcher counts hosts.
+    options.wanted_rank = launcher->world_rank * ranks;
+  }
   if (!options.connect.empty()) return absl::OkStatus();
   if (launcher->leader.empty()) {
     return absl::InvalidArgumentError(
@@ -195,15 +202,48 @@ absl::Status ask_launcher(WorkerOptions& options) {
   return absl::OkStatus();
 }
 
+std::vector<std::string> own_command() {
+  std::vector<std::string> out;
+  std::ifstream file("/proc/self/cmdline");
+  for (std::string argument; std::getline(file, argument, '\0');) out.push_back(argument);
+  return out;
+}
+
+// --ranks N: each is this command with flags of its own behind it, where the last one counts.
+int work_as_host(const WorkerFlags& flags) {
+  const WorkerOptions& options = flags.options;
+  if (options.wanted_rank < 0) {
+    return refuse("worker", "--ranks needs --rank, this host's first one, or a launcher");
+  }
+  if (options.gpu >= 0) {
+    return refuse("worker", "--gpu names one GPU: with --ranks each takes the next one");
+  }
+  HostRanks host;
+  host.arguments = own_command();
+  const int threads = options.threads > 0
+                          ? options.threads
+                          : default_threads(flags.ranks, static_cast<int>(allowed_cores().size()));
+  for (const std::string& last :
+       {std::string("--ranks"), std::string("1"), std::string("--connect"), options.connect,
+        std::string("--threads"), absl::StrCat(threads)}) {
+    host.arguments.push_back(last);
+  }
+  host.first_rank = options.wanted_rank;
+  host.ranks = flags.ranks;
+  return run_host_ranks(host);
+}
+
 int work(WorkerFlags& flags) {
   WorkerOptions& options = flags.options;
   if (options.wanted_rank < 0 || options.connect.empty()) {
-    if (const absl::Status asked = ask_launcher(options); !asked.ok()) {
+    if (const absl::Status asked = ask_launcher(options, flags.ranks); !asked.ok()) {
       return refuse("worker", asked.message());
     }
   }
-  const std::string who =
-      options.wanted_rank < 0 ? "worker" : absl::StrCat("rank ", options.wanted_rank);
+  const std::string who = options.wanted_rank < 0 ? "worker"
+                          : flags.ranks > 1
+                              ? absl::StrCat("host of ranks from ", options.wanted_rank)
+                              : absl::StrCat("rank ", options.wanted_rank);
   if (!set_up_logging(who, flags.model.log_level)) {
     return refuse("worker", no_log_level(flags.model.log_level));
   }
@@ -213,6 +253,7 @@ int work(WorkerFlags& flags) {
     options.model = *path;
     options.overrides = flags.model.overrides();
   }
+  if (flags.ranks > 1) return work_as_host(flags);
   const auto isa = kernels::parse_cpu_isa(flags.model.cpu_isa);
   if (!isa.ok()) return refuse("worker", isa.status().message());
   options.isa = std::min(*isa, kernels::detect_cpu_isa());
@@ -293,17 +334,28 @@ void add_worker(CLI::App& app, Command& run) {
   flags->model.add_to(*worker_app);
   worker_app
       ->add_option("--connect", options.connect, "HOST:PORT of the front end's control server")
+      ->take_last()
       ->default_str("the launcher's leader, its port or 50052");
-  worker_app->add_option("--rank", options.wanted_rank, "world rank")
+  worker_app
+      ->add_option("--rank", options.wanted_rank, "world rank; with --ranks the first of this host")
       ->check(CLI::NonNegativeNumber)
+      ->take_last()
       ->default_str("the launcher's; without one any that is free");
+  worker_app
+      ->add_option("--ranks", flags->ranks,
+                   "ranks of this host, each a process that is started again when it dies; the "
+                   "launcher's rank then counts hosts")
+      ->check(CLI::Range(1, 1024))
+      ->take_last()
+      ->capture_default_str();
   worker_app
       ->add_option("--secret", options.secret,
                    "the front end's; arguments can be read by others on this machine: rather set "
                    "ANNULUS_SECRET")
       ->envname("ANNULUS_SECRET");
-  worker_app->add_option("--threads", options.threads, "threads; 0: all cores")
+  worker_app->add_option("--threads", options.threads, "threads of each rank; 0: cores / ranks")
       ->check(CLI::Range(0, 4096))
+      ->take_last()
       ->capture_default_str();
   worker_app->add_option("--gpu", options.gpu, "with --device cuda: which GPU; default: by rank")
       ->check(CLI::NonNegativeNumber)

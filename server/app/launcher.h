@@ -7,7 +7,9 @@
 //   OMPI_COMM_WORLD_RANK, _SIZE, _LOCAL_RANK                      mpirun
 //   SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID, SLURM_STEP_NODELIST    in a step (srun)
 //   LWS_WORKER_INDEX, LWS_GROUP_SIZE, LWS_LEADER_ADDRESS          Kubernetes' LeaderWorkerSet
-// A launcher counts where it gives both rank and size.
+// A launcher counts where it gives both rank and size. Sources: PyTorch's "torchrun", environment
+// variables; Open MPI 5.0, 11.1; srun(1), output environment variables; LeaderWorkerSet, labels,
+// annotations and environment variables (there index and size count pods).
 #pragma once
 
 #include <cstdint>

@@ -77,6 +77,27 @@ void LocalWorkers::stop(std::chrono::milliseconds grace) {
   if (thread_.joinable()) thread_.join();
 }
 
+void LocalWorkers::ask_to_end() {
+  const std::lock_guard lock(mutex_);
+  stopping_ = true;
+  kill_at_ = Clock::time_point::max();
+  for (const Slot& slot : slots_) {
+    if (slot.pid > 0) kill(slot.pid, SIGTERM);
+  }
+}
+
+bool LocalWorkers::over() const {
+  const std::lock_guard lock(mutex_);
+  return std::all_of(slots_.begin(), slots_.end(), [this](const Slot& slot) {
+    return slot.pid <= 0 && (stopping_ || slot.ended);
+  });
+}
+
+int LocalWorkers::exit_code() const {
+  const std::lock_guard lock(mutex_);
+  return exit_code_;
+}
+
 std::string LocalWorkers::gave_up() const {
   const std::lock_guard lock(mutex_);
   return gave_up_;
@@ -94,7 +115,8 @@ void LocalWorkers::supervise() {
       int status = 0;
       if (slot.pid > 0 && waitpid(slot.pid, &status, WNOHANG) == slot.pid) on_exit(rank, status);
       if (slot.pid > 0 && stopping_ && Clock::now() >= kill_at_) kill(slot.pid, SIGKILL);
-      if (slot.pid <= 0 && !stopping_ && gave_up_.empty() && Clock::now() >= slot.start_at) {
+      if (slot.pid <= 0 && !slot.ended && !stopping_ && gave_up_.empty() &&
+          Clock::now() >= slot.start_at) {
         launch(rank);
       }
     }
@@ -105,14 +127,20 @@ void LocalWorkers::supervise() {
 void LocalWorkers::on_exit(size_t rank, int status) {
   Slot& slot = slots_[rank];
   const pid_t pid = std::exchange(slot.pid, -1);
-  if (stopping_) return;
+  const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  if (stopping_ || (options_.may_end && code <= 1)) {
+    slot.ended = true;
+    const bool as_asked = stopping_ && code == 128 + SIGTERM;  // before it could hold the signal
+    exit_code_ = std::max(exit_code_, as_asked ? 0 : code);
+    return;
+  }
   const Clock::time_point now = Clock::now();
   std::erase_if(slot.deaths, [&](Clock::time_point death) { return now - death > kMemory; });
   slot.deaths.push_back(now);
-  const std::string line =
-      absl::StrCat("worker ", rank, " (pid ", pid, ") ", describe_exit(status));
+  const std::string line = absl::StrCat("worker ", options_.first_rank + static_cast<int>(rank),
+                                        " (pid ", pid, ") ", describe_exit(status));
   // Status 2 is a refusal or a model that cannot be read: the next one would end likewise.
-  const bool hopeless = WIFEXITED(status) && WEXITSTATUS(status) == 2;
+  const bool hopeless = code == 2;
   if (hopeless || static_cast<int>(slot.deaths.size()) >= options_.max_deaths) {
     gave_up_ =
         hopeless ? absl::StrCat(line, "; its own line says why")

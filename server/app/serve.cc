@@ -24,6 +24,8 @@
 #include "server/app/bus_error.h"
 #include "server/app/local_workers.h"
 #include "server/app/served_model.h"
+#include "server/app/service_manager.h"
+#include "server/app/signals.h"
 #include "server/app/worker_commands.h"
 #include "server/engine.h"
 #include "server/host_port.h"
@@ -39,25 +41,11 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kLook{50};
 constexpr int64_t kMaxFailedStarts = 3;  // of local workers, before the first epoch
 constexpr std::chrono::seconds kWorkersEnd{3};
+constexpr double kHung_s = 5;  // an engine thread that does not come round for so long
 
 int usage_error(absl::string_view line) {
   std::fprintf(stderr, "annulus serve: %s\n", one_line({line.data(), line.size()}).c_str());
   return 2;
-}
-
-sigset_t ending_signals() {
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGTERM);
-  sigaddset(&set, SIGINT);
-  return set;
-}
-
-// Whether a signal came within `wait`.
-bool signalled(std::chrono::milliseconds wait) {
-  const sigset_t set = ending_signals();
-  const timespec time = {.tv_sec = wait.count() / 1000, .tv_nsec = wait.count() % 1000 * 1000000};
-  return sigtimedwait(&set, nullptr, &time) > 0;
 }
 
 // Renamed into place, so that nobody reads half of it.
@@ -92,7 +80,8 @@ absl::Status check_ready_file(const std::string& path) {
 // The parts of a running front end, in the order in which they are made; they end in reverse.
 class FrontEnd {
  public:
-  explicit FrontEnd(ServeConfig config) : config_(std::move(config)) {}
+  FrontEnd(ServeConfig config, ServiceManager manager)
+      : config_(std::move(config)), manager_(std::move(manager)) {}
 
   absl::Status start();
   // Until a signal or a failure; the exit code.
@@ -102,17 +91,19 @@ class FrontEnd {
   absl::Status start_engine();
   absl::Status start_workers();
   void announce();
+  ClusterStatus look();
   std::string trouble() const;  // why this cannot go on, "" while it can
   void drain();
   void end();
 
   ServeConfig config_;
+  ServiceManager manager_;
   ServedModel model_;
   ControlService* control_ = nullptr;  // the engine owns it
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<PublicServer> public_server_;
   std::optional<LocalWorkers> workers_;
-  bool ready_ = false;
+  bool ready_ = false, draining_ = false;
   int64_t served_epoch_ = 0;
 };
 
@@ -210,6 +201,19 @@ void FrontEnd::announce() {
   std::fflush(stdout);
 }
 
+// At what the engine does, and tells the service manager. A hung engine is not vouched for: either
+// status() does not return, or its thread does not come round.
+ClusterStatus FrontEnd::look() {
+  ClusterStatus status = engine_->status();
+  if (engine_->stalled_s() < kHung_s) manager_.alive();
+  const std::string load =
+      absl::StrCat(status.requests_running, " running, ", status.requests_waiting, " waiting");
+  manager_.status(status.serving ? absl::StrCat(draining_ ? "draining" : "serving", ", epoch ",
+                                                status.epoch, ", ", load)
+                                 : absl::StrCat("not serving: ", status.why_not));
+  return status;
+}
+
 std::string FrontEnd::trouble() const {
   if (workers_) {
     if (std::string why = workers_->gave_up(); !why.empty()) return why;
@@ -231,7 +235,7 @@ int FrontEnd::run() {
       drain();
       break;
     }
-    const ClusterStatus status = engine_->status();
+    const ClusterStatus status = look();
     if (status.serving && status.epoch != served_epoch_) {
       served_epoch_ = status.epoch;
       if (workers_) workers_->forgive();
@@ -246,6 +250,7 @@ int FrontEnd::run() {
           break;
         }
       }
+      manager_.ready();
     }
     if (const std::string why = trouble(); !why.empty()) {
       std::fprintf(stderr, "annulus serve: %s\n", one_line(why).c_str());
@@ -259,11 +264,13 @@ int FrontEnd::run() {
 }
 
 void FrontEnd::drain() {
+  draining_ = true;
+  manager_.stopping();
   public_server_->drain();
   const auto until = Clock::now() + std::chrono::duration_cast<Clock::duration>(
                                         std::chrono::duration<double>(config_.drain_timeout_s));
   const auto busy = [this] {
-    const ClusterStatus status = engine_->status();
+    const ClusterStatus status = look();
     return status.requests_running + status.requests_waiting;
   };
   spdlog::info("draining: {} requests run on for at most {} s; a second signal ends at once",
@@ -302,11 +309,10 @@ void FrontEnd::end() {
 }  // namespace
 
 int run_serve(ServeConfig config) {
-  const sigset_t set = ending_signals();
-  sigprocmask(SIG_BLOCK, &set, nullptr);
+  hold_ending_signals();
   std::signal(SIGPIPE, SIG_IGN);
   explain_bus_errors(config.model);
-  FrontEnd front_end(std::move(config));
+  FrontEnd front_end(std::move(config), ServiceManager::from_environment());
   if (const absl::Status status = front_end.start(); !status.ok()) {
     return usage_error(status.message());
   }

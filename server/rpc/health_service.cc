@@ -15,6 +15,8 @@ using grpc::health::v1::HealthCheckResponse;
 
 namespace {
 
+constexpr const char* kLive = "live";
+
 bool known(const std::string& service) {
   return service.empty() || service == "annulus.v1.Inference";
 }
@@ -128,13 +130,17 @@ grpc::ServerUnaryReactor* HealthService::Check(grpc::CallbackServerContext* cont
     reactor->Finish(to_grpc(request.status()));
     return reactor;
   }
-  if (!known(request->service())) {
-    reactor->Finish(grpc::Status(grpc::StatusCode::NOT_FOUND,
-                                 "no such service here: ask for \"\" or \"annulus.v1.Inference\""));
+  const bool asks_live = request->service() == kLive;
+  if (!asks_live && !known(request->service())) {
+    reactor->Finish(
+        grpc::Status(grpc::StatusCode::NOT_FOUND,
+                     "no such service here: ask for \"\", \"annulus.v1.Inference\" or \"live\""));
     return reactor;
   }
   HealthCheckResponse response;
-  {
+  if (asks_live) {
+    response.set_status(live_() ? HealthCheckResponse::SERVING : HealthCheckResponse::NOT_SERVING);
+  } else {
     const std::lock_guard lock(mutex_);
     response.set_status(status_);
   }
@@ -159,6 +165,8 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* HealthService::Watch(grpc::CallbackS
     watcher->end(request.status());
   } else if (stopping) {
     watcher->end();
+  } else if (request->service() == kLive) {
+    watcher->end(absl::UnimplementedError("\"live\" is not watched: Check it"));
   } else {
     watcher->tell(status);
   }

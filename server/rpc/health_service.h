@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // grpc.health.v1.Health, served by ourselves so that reflection describes it; raw (wire.h), so that
-// what does not parse is INVALID_ARGUMENT. Two services: "" and
-// "annulus.v1.Inference", always in the same state. set_serving() from any thread; watchers are
-// told of every change (only the latest state, if they read slowly). shutdown() ends all watches,
-// so that the server can end.
+// what does not parse is INVALID_ARGUMENT. "" and "annulus.v1.Inference" are always in the same
+// state: can requests be served? set_serving() from any thread; watchers are told of every change
+// (only the latest state, if they read slowly). "live" asks something else, for whoever would
+// restart this process: SERVING while live() says so, also where ranks are missing; to Check only.
+// shutdown() ends all watches, so that the server can end.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <set>
+#include <utility>
 
 #include "grpc/health/v1/health.grpc.pb.h"
 
@@ -19,6 +22,8 @@ using RawHealth = grpc::health::v1::Health::WithRawCallbackMethod_Check<
 
 class HealthService final : public RawHealth {
  public:
+  // live: from any thread, at every Check of "live".
+  explicit HealthService(std::function<bool()> live) : live_(std::move(live)) {}
   ~HealthService() override;
 
   void set_serving(bool serving);
@@ -34,6 +39,7 @@ class HealthService final : public RawHealth {
   class Watcher;
   using Status = grpc::health::v1::HealthCheckResponse::ServingStatus;
 
+  const std::function<bool()> live_;
   std::mutex mutex_;  // never held while a watcher's own is taken
   Status status_ = grpc::health::v1::HealthCheckResponse::NOT_SERVING;
   bool stopping_ = false;

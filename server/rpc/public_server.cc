@@ -30,7 +30,8 @@ struct PublicServer::Impl {
              .facts = facts,
              .outbox = options.outbox,
              .pool = TaskPool(options.tokenizer_threads, kMaxTasks)},
-        inference(core) {}
+        inference(core),
+        health([&engine, hung_s = options.hung_s] { return engine.stalled_s() < hung_s; }) {}
 
   ServiceCore core;
   InferenceService inference;

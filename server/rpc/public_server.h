@@ -22,6 +22,7 @@ struct PublicServerOptions {
   int64_t max_message_bytes = int64_t{256} << 20;
   OutboxLimits outbox;
   int tokenizer_threads = 2;
+  double hung_s = 10;  // an engine thread that does not come round for so long is not "live"
 };
 
 class PublicServer {

@@ -7,6 +7,7 @@
 #include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -24,9 +25,10 @@ class PublicServerTest : public ::testing::Test {
  protected:
   void SetUp() override { start({}); }
 
-  void start(const OutboxLimits& outbox) {
+  void start(const OutboxLimits& outbox, double hung_s = 10) {
     server_.reset();
     PublicServerOptions options;
+    options.hung_s = hung_s;
     options.outbox = outbox;
     options.max_message_bytes = int64_t{8} << 20;
     auto server =
@@ -285,6 +287,8 @@ TEST_F(PublicServerTest, HealthTellsAndPushes) {
   server_->set_serving(false);
   ASSERT_TRUE(watch->Read(&response));
   EXPECT_EQ(response.status(), HealthCheckResponse::NOT_SERVING);
+  ASSERT_TRUE(check("live", &response).ok());  // whatever becomes of the ranks
+  EXPECT_EQ(response.status(), HealthCheckResponse::SERVING);
   server_->set_serving(true);
   ASSERT_TRUE(watch->Read(&response));
   EXPECT_EQ(response.status(), HealthCheckResponse::SERVING);
@@ -294,8 +298,49 @@ TEST_F(PublicServerTest, HealthTellsAndPushes) {
   const auto unknown = health->Watch(&unknown_context, request);
   ASSERT_TRUE(unknown->Read(&response));
   EXPECT_EQ(response.status(), HealthCheckResponse::SERVICE_UNKNOWN);
+  grpc::ClientContext live_context;
+  request.set_service("live");
+  const auto live = health->Watch(&live_context, request);
+  EXPECT_FALSE(live->Read(&response));
+  EXPECT_EQ(live->Finish().error_code(), StatusCode::UNIMPLEMENTED);
+
   server_->shutdown(absl::Seconds(5));  // watches must not hold it up
   EXPECT_FALSE(unknown->Read(&response));
+}
+
+// A sink that does not return holds up the engine thread, as a bug of ours might.
+TEST_F(PublicServerTest, AHungEngineIsNotLive) {
+  start({}, /*hung_s=*/2);
+  const auto health = grpc::health::v1::Health::NewStub(channel_);
+  const auto live = [&] {
+    grpc::ClientContext context;
+    grpc::health::v1::HealthCheckRequest request;
+    HealthCheckResponse response;
+    request.set_service("live");
+    EXPECT_TRUE(health->Check(&context, request, &response).ok());
+    return response.status() == HealthCheckResponse::SERVING;
+  };
+  const auto becomes = [&](bool wanted) {
+    for (int i = 0; i < 400 && live() != wanted; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(25));
+    }
+    return live() == wanted;
+  };
+  std::this_thread::sleep_for(std::chrono::milliseconds(2500));  // idle is not hung
+  EXPECT_TRUE(live());
+  std::atomic<bool> release = false;
+  ASSERT_TRUE(rig_.engine
+                  ->submit(testing::ask(testing::prompt_of(5), 1),
+                           [&](const Event&) {
+                             while (!release) {
+                               std::this_thread::sleep_for(std::chrono::milliseconds(5));
+                             }
+                           })
+                  .ok());
+  EXPECT_TRUE(becomes(false));
+  release = true;
+  EXPECT_TRUE(becomes(true));
+  wait_idle();
 }
 
 TEST_F(PublicServerTest, ReflectionKnowsInferenceAndHealth) {
