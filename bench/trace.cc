@@ -50,6 +50,7 @@ absl::StatusOr<std::unique_ptr<TraceFile>> TraceFile::create(const std::string& 
   }
   file->out_.flush();
   if (!file->out_.good()) {
+    file->out_.close();
     return absl::InvalidArgumentError(
         absl::StrCat("--trace: cannot write ", path, ": name a file in a folder that is there"));
   }
@@ -57,6 +58,7 @@ absl::StatusOr<std::unique_ptr<TraceFile>> TraceFile::create(const std::string& 
 }
 
 TraceFile::~TraceFile() {
+  if (!out_.is_open()) return;
   out_ << "\n]\n";
   out_.flush();
   if (!out_.good()) std::fprintf(stderr, "--trace: %s is not whole\n", path_.c_str());

@@ -44,9 +44,9 @@ TEST(Timeline, PhasesFollowEachOtherWithTheirPlace) {
     std::string name;
     int32_t layer, hop;
   };
-  const Expected expected[] = {{"other", -1, -1}, {"attention", 3, -1}, {"attention", 3, 1},
-                               {"wait", 3, 1},    {"attention", 3, 1},  {"attention", 3, -1},
-                               {"other", 3, -1}};
+  const Expected expected[] = {{"other", -1, -1},    {"other", 3, -1}, {"attention", 3, -1},
+                               {"attention", 3, 1},  {"wait", 3, 1},   {"attention", 3, 1},
+                               {"attention", 3, -1}, {"other", 3, -1}};
   // Leaving a scope takes no time to speak of, but some: only what worked must be there.
   const auto all = timeline.intervals();
   ASSERT_GE(all.size(), 5u);
