@@ -69,11 +69,10 @@ TEST(SimulatedTrace, PassQReturnsPartialsOnceALayer) {
 TEST(SimulatedTrace, RefusesWhatNoViewerOpens) {
   Workload work;
   work.prompt = 200'000;
-  work.answer = 200;
   const std::string file = testing::scratch_directory() + "/trace.json";
   const auto trace = TraceFile::create(file, {}).value();
   const auto done = simulate(sim_model("llama-405b").value(), load_machine("h100-ndr").value(),
-                             {8, 16}, work, false, trace.get());
+                             {8, 128}, work, false, trace.get());
   EXPECT_EQ(done.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_NE(done.status().message().find("--trace"), std::string::npos) << done.status();
 }
