@@ -34,9 +34,11 @@ struct Bound {
 };
 Bound bound(const Limits& limits, const Demand& demand);
 
-// Attention of a step, all layers, the mean of the ranks: causal pairs, KV read once where it lies,
-// bytes_sent in `messages` that follow each other.
-Demand attention_demand(const parallel::PolicyInput& policy, const parallel::Load& load,
-                        double bytes_sent, double messages);
+// Attention of a step, all layers, the mean of the ranks: causal pairs, KV read once where it lies.
+Demand attention_demand(const parallel::PolicyInput& policy, const parallel::Load& load);
+// With its transfers: bytes_sent, in messages that wait for each other (N - 1 hops; one round of
+// gathering; one of returning).
+Demand ring_demand(const parallel::PolicyInput& policy, const parallel::Load& load,
+                   parallel::Variant variant, double bytes_sent);
 
 }  // namespace annulus::bench

@@ -67,9 +67,8 @@ absl::Status run(const RankFlags& flags, const Sweep& sweep) {
         100 * (measured[static_cast<size_t>(chosen)] / measured[static_cast<size_t>(fastest)] - 1);
     const Bound least =
         bound(group.limits(),
-              attention_demand(group.policy(), load,
-                               static_cast<double>(times->bytes[static_cast<size_t>(chosen)]),
-                               (group.state().cp - 1) * group.policy().shape.layers));
+              ring_demand(group.policy(), load, chosen,
+                          static_cast<double>(times->bytes[static_cast<size_t>(chosen)])));
     std::printf(" %-8s %-8s %6.1f %9.2f %-8s %7.0f%% %s, %s\n", name(chosen), name(fastest), loss,
                 least.us / 1e3, name(least.by),
                 100 * least.us / measured[static_cast<size_t>(chosen)],

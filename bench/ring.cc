@@ -40,8 +40,8 @@ void print_row(const char* phase, const RankGroup& group, const std::vector<Step
   const auto hops = static_cast<double>((ranks - 1) * shape.layers);
   const double transfer =
       static_cast<double>(bytes) / profile.link_bytes_per_us + hops * profile.link_latency_us;
-  const Bound least = bound(group.limits(), attention_demand(group.policy(), {fresh, cached},
-                                                             static_cast<double>(bytes), hops));
+  const Bound least = bound(group.limits(), ring_demand(group.policy(), {fresh, cached},
+                                                        first.variant, static_cast<double>(bytes)));
   std::printf(
       "%-8s %-8s %8lld %8lld %12lld %12lld %8.4f %7lld-%-7lld %8.2f %9.2f %9.1f %9.1f %9.1f "
       "%7.0f%% %9.1f %-8s %7.0f%%\n",

@@ -35,7 +35,7 @@ StepDemands step_demands(const parallel::LlamaConfig& config, const parallel::To
   // Only ranks that hold a sequence's last position compute logits.
   of(Phase::kHead) = {.flop = 2 * sequences / cp * vocab * dim,
                       .bytes = static_cast<double>(linear.head) * std::min(sequences / cp, 1.0)};
-  const Demand attention = attention_demand(policy, work.load, 0, 0);
+  const Demand attention = attention_demand(policy, work.load);
   of(Phase::kAttention) = {.flop = attention.flop * sequences,
                            .bytes = attention.bytes * sequences};
 

@@ -82,5 +82,20 @@ TEST(Bound, TheNearestLimitCounts) {
   EXPECT_EQ(bound(limits, {}).us, 0);
 }
 
+TEST(RingDemand, CountsTheMessagesThatWaitForEachOther) {
+  const auto messages = [](Variant variant, int32_t cp) {
+    parallel::PolicyInput input = policy();
+    input.cp = cp;
+    return ring_demand(input, {30, 12}, variant, 100).messages;
+  };
+  EXPECT_EQ(messages(Variant::kPassKv, 4), 5 * 3);
+  EXPECT_EQ(messages(Variant::kPassQ, 4), 5 * (3 + 1));
+  EXPECT_EQ(messages(Variant::kGatherQ, 4), 5 * 2);
+  for (const Variant v : {Variant::kPassKv, Variant::kPassQ, Variant::kGatherQ})
+    EXPECT_EQ(messages(v, 1), 0);
+  EXPECT_EQ(ring_demand(policy(), {30, 12}, Variant::kPassQ, 100).flop,
+            attention_demand(policy(), {30, 12}).flop);
+}
+
 }  // namespace
 }  // namespace annulus::bench
