@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/command_line.h"
 #include "bench/peaks.h"
 #include "kernels/attention.h"
 #include "kernels/cpu/queue.h"
@@ -117,19 +118,16 @@ void run(CpuQueue& queue, const Case& c, double seconds, const Peaks& peaks) {
 }  // namespace
 
 int bench_attention(int argc, char** argv) {
-  CLI::App app{"Attention on one CPU queue: time, rate, error"};
+  CLI::App app{"Attention on one CPU queue: time, rate, error", "annulus-bench attention"};
   int threads = 1;
   double seconds = 0.5;
   std::string isa_text = "auto";
   app.add_option("--threads", threads, "threads of the queue")->check(CLI::Range(1, 1024));
   app.add_option("--cpu-isa", isa_text, "portable, avx2, avx512, avx512-bf16 or auto");
   app.add_option("--seconds", seconds, "measured time per row")->check(CLI::Range(0.0, 3600.0));
-  CLI11_PARSE(app, argc, argv);
+  if (const auto code = parse_or_exit(app, argc, argv)) return *code;
   const auto isa = parse_cpu_isa(isa_text);
-  if (!isa.ok()) {
-    std::fprintf(stderr, "%s\n", std::string(isa.status().message()).c_str());
-    return 2;
-  }
+  if (!isa.ok()) return report("attention", isa.status());
   CpuQueue queue(threads, *isa);
   const Peaks peaks = measure_peaks(queue);
   std::printf("attention: %s, %d thread(s); peaks: fp32 %.0f, bf16 %.0f GFLOP/s, read %.1f GB/s\n",

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/command_line.h"
 #include "bench/gemm_onednn.h"
 #include "bench/peaks.h"
 #include "kernels/ops.h"
@@ -158,7 +159,8 @@ void run_layer(CpuQueue& queue, const Options& options, const Peaks& peaks, cons
 }  // namespace
 
 int bench_gemm(int argc, char** argv) {
-  CLI::App app{"Linear layers: matmul() against the peaks of this machine, measured in this run"};
+  CLI::App app{"Linear layers: matmul() against the peaks of this machine, measured in this run",
+               "annulus-bench gemm"};
   Options options;
   app.add_option("--threads", options.threads, "threads of the queue")
       ->check(CLI::Range(1, 1024))
@@ -177,12 +179,9 @@ int bench_gemm(int argc, char** argv) {
       ->check(CLI::IsMember({"f32", "bf16", "q8_0", "q4_0", "q4_1"}))
       ->capture_default_str();
   app.add_option("--k", options.only_k, "only layers with these numbers of inputs")->delimiter(',');
-  CLI11_PARSE(app, argc, argv);
+  if (const auto code = parse_or_exit(app, argc, argv)) return *code;
   const auto isa = parse_cpu_isa(options.isa);
-  if (!isa.ok()) {
-    std::fprintf(stderr, "%s\n", std::string(isa.status().message()).c_str());
-    return 2;
-  }
+  if (!isa.ok()) return report("gemm", isa.status());
   CpuQueue queue(options.threads, *isa);
   const Peaks peaks = measure_peaks(queue);
   std::printf(

@@ -19,6 +19,7 @@
 #include "bench/serve_load.h"
 #include "bench/simulate.h"
 #include "bench/soak.h"
+#include "bench/step.h"
 #include "bench/throughput.h"
 
 namespace {
@@ -38,6 +39,7 @@ constexpr Command kCommands[] = {
     {"serve", "Poisson or closed-loop load; JSON with the names of vLLM's serving benchmark",
      bench_serve},
     {"ring", "bytes, balance, memory and overlap of ring steps against the formulas", bench_ring},
+    {"step", "one step of a model: time, limit and fraction reached of every op", bench_step},
     {"policy", "miss-rate sweep: prediction, choice and measured time of each variant",
      bench_policy},
     {"regret", "links x miss rates: what each way of choosing a variant loses to the fastest",

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstdio>
 
+#include "bench/command_line.h"
+#include "bench/limits.h"
 #include "bench/rank_flags.h"
 #include "bench/variant_times.h"
 
@@ -33,10 +35,13 @@ absl::Status run(const RankFlags& flags, const Sweep& sweep) {
       p.attend_flops_per_us / 1e3, p.kv_read_bytes_per_us / 1e3, p.link_bytes_per_us,
       p.link_latency_us, p.overlap);
   std::printf(
-      "# attention of a step, all layers, slowest rank: MB sent, predicted ms, measured ms\n");
-  std::printf("%6s %6s %6s |%27s |%27s |%27s | %-8s %-8s %6s %s\n", "miss%", "cached", "new",
-              "pass-kv MB pred meas", "pass-q MB pred meas", "gather-q MB pred meas", "chosen",
-              "fastest", "loss%", "paper 1, 5");
+      "# limits of a rank, all at once: %.1f GFLOP/s, read %.1f GB/s, and the link\n"
+      "# attention of a step, all layers, slowest rank: MB sent, predicted ms, measured ms\n"
+      "# least: of the chosen variant, were its slowest part at its limit and the others hidden\n",
+      group.limits().flops_per_us / 1e3, group.limits().read_bytes_per_us / 1e3);
+  std::printf("%6s %6s %6s |%27s |%27s |%27s | %-8s %-8s %6s %9s %-8s %8s %s\n", "miss%", "cached",
+              "new", "pass-kv MB pred meas", "pass-q MB pred meas", "gather-q MB pred meas",
+              "chosen", "fastest", "loss%", "least ms", "by", "reached", "paper 1, 5");
   int32_t slot = 0;
   for (const double miss : sweep.miss_percent) {
     const int32_t fresh =
@@ -60,7 +65,13 @@ absl::Status run(const RankFlags& flags, const Sweep& sweep) {
     }
     const double loss =
         100 * (measured[static_cast<size_t>(chosen)] / measured[static_cast<size_t>(fastest)] - 1);
-    std::printf(" %-8s %-8s %6.1f %s, %s\n", name(chosen), name(fastest), loss,
+    const Bound least =
+        bound(group.limits(),
+              ring_demand(group.policy(), load, chosen,
+                          static_cast<double>(times->bytes[static_cast<size_t>(chosen)])));
+    std::printf(" %-8s %-8s %6.1f %9.2f %-8s %7.0f%% %s, %s\n", name(chosen), name(fastest), loss,
+                least.us / 1e3, name(least.by),
+                100 * least.us / measured[static_cast<size_t>(chosen)],
                 name(paper_algorithm_1(group.policy(), load)),
                 name(paper_algorithm_5(group.policy(), load)));
     std::fflush(stdout);
@@ -78,17 +89,16 @@ int bench_policy(int argc, char** argv) {
       "variant.",
       "annulus-bench policy");
   flags.add_to(app);
+  flags.add_trace_to(app);
   app.add_option("--total", sweep.total, "cached + new tokens")->check(CLI::PositiveNumber);
   app.add_option("--miss", sweep.miss_percent, "miss rates in percent")->delimiter(',');
   app.add_option("--repeats", sweep.repeats, "measured repeats")->check(CLI::PositiveNumber);
   app.footer(
       "  annulus-bench policy --model M --cp 2 --link-mbit 400      (root: the link is shaped)");
-  CLI11_PARSE(app, argc, argv);
+  if (const auto code = parse_or_exit(app, argc, argv)) return *code;
   absl::Status status = flags.apply();
   if (status.ok()) status = run(flags, sweep);
-  if (status.ok()) return 0;
-  std::fprintf(stderr, "annulus-bench policy: %s\n", std::string(status.message()).c_str());
-  return 1;
+  return status.ok() ? 0 : report("policy", status);
 }
 
 }  // namespace annulus::bench

@@ -24,6 +24,11 @@ void RankFlags::add_to(CLI::App& app) {
                  "CP2 over a link shaped to this rate (root): two network namespaces");
 }
 
+void RankFlags::add_trace_to(CLI::App& app) {
+  app.add_option("--trace", options.trace,
+                 "file for what every rank did when; ui.perfetto.dev opens it");
+}
+
 absl::Status RankFlags::apply() {
   const auto isa = kernels::parse_cpu_isa(cpu_isa);
   if (!isa.ok()) return isa.status();

@@ -16,6 +16,7 @@ struct RankFlags {
   RankGroupOptions options;
 
   void add_to(CLI::App& app);
+  void add_trace_to(CLI::App& app);  // for those that start one group
   // After parsing; errors name the flag.
   absl::Status apply();
 };

@@ -12,8 +12,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "bench/peaks.h"
+#include "kernels/core/timeline.h"
 #include "parallel/comm_ucx.h"
 
 namespace annulus::bench {
@@ -73,6 +76,31 @@ void pin_to(int first, int count) {
   sched_setaffinity(0, sizeof cores, &cores);
 }
 
+// What a rank says of itself before the first plan. Travels as it lies.
+struct Facts {
+  MachineProfile profile;
+  Peaks peaks;
+  LinearBytes linear;
+};
+
+LinearBytes linear_bytes(const LlamaWeights<kernels::CpuQueue>& weights) {
+  LinearBytes bytes{.head = weights.head.bytes()};
+  for (const LayerWeights<kernels::CpuQueue>& layer : weights.layers) {
+    bytes.qkv += layer.qkv.bytes();
+    bytes.o += layer.o.bytes();
+    bytes.gate_up += layer.gate_up.bytes();
+    bytes.down += layer.down.bytes();
+  }
+  return bytes;
+}
+
+template <class T>
+std::string as_bytes(const T* data, size_t count) {
+  return {reinterpret_cast<const char*>(data), count * sizeof(T)};
+}
+
+constexpr size_t kTimelineIntervals = size_t{1} << 18;  // of a step: 20 MB a rank
+
 // The life of one rank: exchange addresses, load, measure, then plan in, result out.
 void rank_main(int fd, int32_t world_rank, const RankGroupOptions& options) {
   if (options.pin) pin_to(world_rank * options.rank.threads, options.rank.threads);
@@ -89,16 +117,22 @@ void rank_main(int fd, int32_t world_rank, const RankGroupOptions& options) {
   if (const absl::Status s = (*world)->connect(addresses); !s.ok())
     throw kernels::DeviceError(std::string(s.message()));
   const Checkpoint checkpoint = Checkpoint::open(options.model).value();
-  auto queue = std::make_unique<kernels::CpuQueue>(options.rank.threads, options.rank.isa);
+  auto owned_queue = std::make_unique<kernels::CpuQueue>(options.rank.threads, options.rank.isa);
+  kernels::CpuQueue& queue = *owned_queue;
   auto weights = std::make_shared<const LlamaWeights<kernels::CpuQueue>>(
-      load_weights(*queue, checkpoint, options.topology.tp_rank(world_rank), options.topology.tp,
+      load_weights(queue, checkpoint, options.topology.tp_rank(world_rank), options.topology.tp,
                    options.rank.precision)
           .value());
-  auto rank = Rank::create(checkpoint.config(), weights, std::move(queue), (*world)->groups(),
+  auto rank = Rank::create(checkpoint.config(), weights, std::move(owned_queue), (*world)->groups(),
                            options.topology, world_rank, 1, options.rank)
                   .value();
-  const MachineProfile profile = rank->measure();
-  send_message(fd, std::string(reinterpret_cast<const char*>(&profile), sizeof profile));
+  Facts facts;
+  facts.profile = rank->measure();
+  facts.peaks = measure_peaks(queue);  // all ranks leave measure() together
+  facts.linear = linear_bytes(*weights);
+  send_message(fd, as_bytes(&facts, 1));
+  kernels::Timeline timeline(options.trace.empty() ? 0 : kTimelineIntervals);
+  if (!options.trace.empty()) queue.phases().record(&timeline);
   for (;;) {
     const absl::StatusOr<std::string> bytes = receive_message(fd);
     if (!bytes.ok() || bytes->empty()) return;
@@ -107,7 +141,30 @@ void rank_main(int fd, int32_t world_rank, const RankGroupOptions& options) {
                             .value();
     result.resident_bytes = resident_bytes();
     send_message(fd, encode(result));
+    if (options.trace.empty()) continue;
+    if (timeline.dropped() > 0) {
+      throw kernels::DeviceError(kernels::concat("--trace: the step has ", timeline.dropped(),
+                                                 " intervals too many; trace a shorter one"));
+    }
+    send_message(fd, as_bytes(timeline.intervals().data(), timeline.intervals().size()));
+    timeline.clear();
   }
+}
+
+// "2048 new behind 4096, pass-kv": groups one after the other, with their least depth.
+std::string name_of(const StepPlan& plan) {
+  std::string text;
+  for (const Group& group : plan.groups) {
+    int64_t fresh = 0, behind = std::numeric_limits<int64_t>::max();
+    for (const int32_t i : group.items) {
+      const Item& item = plan.items[index(i)];
+      fresh += item.count();
+      behind = std::min(behind, item.spans.front().first);
+    }
+    absl::StrAppend(&text, text.empty() ? "" : "; ", fresh, " new behind ", behind, ", ",
+                    name(group.variant));
+  }
+  return text;
 }
 
 }  // namespace
@@ -118,6 +175,16 @@ absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::start(const RankGroupOptio
   std::unique_ptr<RankGroup> group(new RankGroup());
   group->config_ = checkpoint->config();
   if (absl::Status s = check_tp(group->config_, options.topology.tp); !s.ok()) return s;
+  if (!options.trace.empty()) {
+    std::vector<std::string> names;
+    for (int32_t r = 0; r < options.topology.world(); ++r) {
+      names.push_back(absl::StrCat("rank ", r, ": tp ", options.topology.tp_rank(r), ", cp ",
+                                   options.topology.cp_rank(r)));
+    }
+    auto file = TraceFile::create(options.trace, names);
+    if (!file.ok()) return file.status();
+    group->trace_ = *std::move(file);
+  }
   if (options.link_mbit > 0) {
     if (options.topology.world() != 2)
       return absl::InvalidArgumentError("a shaped link joins exactly two ranks");
@@ -156,26 +223,45 @@ absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::start(const RankGroupOptio
     group->pids_.push_back(pid);
     group->sockets_.push_back(pair[0]);
   }
+  if (absl::Status s = group->meet(options); !s.ok()) return s;
+  return group;
+}
+
+absl::Status RankGroup::meet(const RankGroupOptions& options) {
   std::vector<std::string> addresses;
-  for (const int fd : group->sockets_) {
+  for (const int fd : sockets_) {
     absl::StatusOr<std::string> address = receive_message(fd);
     if (!address.ok()) return address.status();
     addresses.push_back(*address);
   }
-  for (const int fd : group->sockets_) {
+  for (const int fd : sockets_) {
     for (const std::string& a : addresses) send_message(fd, a);
   }
-  group->state_.cp = options.topology.cp;
-  group->policy_ = {attention_shape(group->config_, options.topology, options.rank.precision),
-                    options.topology.cp,
-                    {},
-                    options.rank.workspace_limit_bytes};
-  for (const int fd : group->sockets_) {
-    absl::StatusOr<std::string> profile = receive_message(fd);
-    if (!profile.ok()) return profile.status();
-    std::memcpy(&group->policy_.profile, profile->data(), sizeof(MachineProfile));
+  state_.cp = options.topology.cp;
+  policy_ = {attention_shape(config_, options.topology, options.rank.precision),
+             options.topology.cp,
+             {},
+             options.rank.workspace_limit_bytes};
+  const bool bf16 = options.rank.precision == kernels::Precision::kDefault;
+  double flops_per_us = 0, read_bytes_per_us = 0;
+  for (const int fd : sockets_) {
+    const absl::StatusOr<std::string> bytes = receive_message(fd);
+    if (!bytes.ok()) return bytes.status();
+    Facts facts;
+    ANNULUS_CHECK(bytes->size() == sizeof facts, bytes->size());
+    std::memcpy(&facts, bytes->data(), sizeof facts);
+    policy_.profile = facts.profile;
+    if (fd == sockets_.front()) linear_bytes_ = facts.linear;
+    flops_per_us += 1e3 * (bf16 && facts.peaks.bf16_gflops > 0 ? facts.peaks.bf16_gflops
+                                                               : facts.peaks.fp32_gflops);
+    read_bytes_per_us += 1e3 * facts.peaks.read_gbytes;
   }
-  return group;
+  const auto ranks = static_cast<double>(sockets_.size());
+  limits_ = {.flops_per_us = flops_per_us / ranks,
+             .read_bytes_per_us = read_bytes_per_us / ranks,
+             .link_bytes_per_us = policy_.profile.link_bytes_per_us,
+             .link_latency_us = policy_.profile.link_latency_us};
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<StepResult>> RankGroup::run(StepPlan plan) {
@@ -199,8 +285,22 @@ absl::StatusOr<std::vector<StepResult>> RankGroup::run(StepPlan plan) {
     if (!result.ok()) return result.status();
     results.push_back(*std::move(result));
   }
+  if (trace_ != nullptr) {
+    if (absl::Status s = trace(plan); !s.ok()) return s;
+  }
   state_ = advance(std::move(state_), plan);
   return results;
+}
+
+absl::Status RankGroup::trace(const StepPlan& plan) {
+  std::vector<std::vector<kernels::Interval>> ranks;
+  for (const int fd : sockets_) {
+    const absl::StatusOr<std::string> bytes = receive_message(fd);
+    if (!bytes.ok()) return bytes.status();
+    ranks.emplace_back(bytes->size() / sizeof(kernels::Interval));
+    std::memcpy(ranks.back().data(), bytes->data(), bytes->size());
+  }
+  return plan.items.empty() ? absl::OkStatus() : trace_->add_step(name_of(plan), ranks);
 }
 
 RankGroup::~RankGroup() {

@@ -2,7 +2,8 @@
 // N ranks as processes over UCX, driven step by step from the benchmark without gRPC: the same
 // Rank, plans and results as in serving, and nothing else in the measurement. Start it before the
 // process has other threads (it forks). With link_mbit > 0 (root, CP2) the ranks live in two
-// network namespaces joined by a link shaped to that rate.
+// network namespaces joined by a link shaped to that rate. With a trace file, every step that
+// computes goes there too.
 #pragma once
 
 #include <sys/types.h>
@@ -13,7 +14,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "bench/limits.h"
 #include "bench/network_lab.h"
+#include "bench/trace.h"
 #include "parallel/rank.h"
 
 namespace annulus::bench {
@@ -26,6 +29,7 @@ struct RankGroupOptions {
   std::string net_devices;  // "": all
   double link_mbit = 0;     // 0: no shaping
   bool pin = true;          // rank r's threads on cores r * threads...
+  std::string trace;        // file (bench/trace.h); "": none
 };
 
 class RankGroup {
@@ -39,16 +43,24 @@ class RankGroup {
   const parallel::ShardState& state() const { return state_; }
   const parallel::PolicyInput& policy() const { return policy_; }
   const parallel::LlamaConfig& config() const { return config_; }
+  // Means of the ranks, measured at the start by all of them at once.
+  const Limits& limits() const { return limits_; }
+  const LinearBytes& linear_bytes() const { return linear_bytes_; }  // of rank 0
 
  private:
   RankGroup() = default;
+  absl::Status meet(const RankGroupOptions& options);  // what the ranks say once they are there
+  absl::Status trace(const parallel::StepPlan& plan);
   std::vector<pid_t> pids_;
   std::vector<int> sockets_;
   parallel::ShardState state_;
   parallel::PolicyInput policy_;
   parallel::LlamaConfig config_;
+  Limits limits_;
+  LinearBytes linear_bytes_;
   int64_t step_ = 0;
   std::unique_ptr<NetworkLab> lab_;  // where the link is shaped
+  std::unique_ptr<TraceFile> trace_;
 };
 
 // The plan that appends positions [first, first + count) to a slot, ids repeating over the

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "bench/command_line.h"
+#include "bench/limits.h"
 #include "bench/rank_flags.h"
 
 namespace annulus::bench {
@@ -19,7 +21,7 @@ void print_row(const char* phase, const RankGroup& group, const std::vector<Step
   const int64_t ranks = group.state().cp;
   int64_t bytes = 0, least_kv = results[0].kv_rows, most_kv = 0, workspace = 0, kv_bytes = 0,
           resident = 0;
-  double attend = 0, exposed = 0;
+  double attend = 0, exposed = 0, slowest = 0;
   for (const StepResult& r : results) {
     const GroupReport& g = r.groups.at(0);
     bytes = std::max(bytes, g.bytes_sent);
@@ -30,22 +32,27 @@ void print_row(const char* phase, const RankGroup& group, const std::vector<Step
     resident = std::max(resident, r.resident_bytes);
     attend = std::max<double>(attend, g.attend_us);
     exposed = std::max<double>(exposed, g.exposed_us);
+    slowest = std::max<double>(slowest, g.attend_us + g.exposed_us);
   }
   // What the transfers would take if nothing hid them: every hop at the link's measured rate and
   // latency.
   const MachineProfile& profile = group.policy().profile;
-  const double transfer = static_cast<double>(bytes) / profile.link_bytes_per_us +
-                          static_cast<double>((ranks - 1) * shape.layers) * profile.link_latency_us;
+  const auto hops = static_cast<double>((ranks - 1) * shape.layers);
+  const double transfer =
+      static_cast<double>(bytes) / profile.link_bytes_per_us + hops * profile.link_latency_us;
+  const Bound least = bound(group.limits(), ring_demand(group.policy(), {fresh, cached},
+                                                        first.variant, static_cast<double>(bytes)));
   std::printf(
       "%-8s %-8s %8lld %8lld %12lld %12lld %8.4f %7lld-%-7lld %8.2f %9.2f %9.1f %9.1f %9.1f "
-      "%7.0f%%\n",
+      "%7.0f%% %9.1f %-8s %7.0f%%\n",
       phase, name(first.variant), static_cast<long long>(cached), static_cast<long long>(fresh),
       static_cast<long long>(bytes), static_cast<long long>(first.formula_bytes),
       static_cast<double>(bytes) / static_cast<double>(std::max<int64_t>(first.formula_bytes, 1)),
       static_cast<long long>(least_kv), static_cast<long long>(most_kv),
       static_cast<double>(workspace) / 1e6, static_cast<double>(kv_bytes) / 1e6,
       static_cast<double>(resident) / 1e6, attend / 1e3, exposed / 1e3,
-      transfer > 0 ? 100 * std::clamp(1 - exposed / transfer, 0.0, 1.0) : 100.0);
+      transfer > 0 ? 100 * std::clamp(1 - exposed / transfer, 0.0, 1.0) : 100.0, least.us / 1e3,
+      name(least.by), 100 * least.us / slowest);
 }
 
 absl::Status run(const RankFlags& flags, const std::vector<int>& lengths, int decode_steps) {
@@ -62,12 +69,17 @@ absl::Status run(const RankFlags& flags, const std::vector<int>& lengths, int de
       p.attend_flops_per_us / 1e3, p.kv_read_bytes_per_us / 1e3, p.link_bytes_per_us / 1e3,
       p.link_latency_us, p.overlap);
   std::printf(
+      "# limits of a rank, all at once: %.1f GFLOP/s, read %.1f GB/s, and the link\n"
       "# bytes: sent by the rank that sends most, all layers; formula: paper, with fp32 partials; "
       "hidden: share of\n"
-      "# the transfers, at the measured link, that no rank waited for\n");
-  std::printf("%-8s %-8s %8s %8s %12s %12s %8s %15s %8s %9s %9s %9s %9s %8s\n", "phase", "variant",
-              "cached", "new", "bytes", "formula", "ratio", "KV rows/rank", "work MB", "KV MB",
-              "rss MB", "attend ms", "wait ms", "hidden");
+      "# the transfers, at the measured link, that no rank waited for; least: attention of the "
+      "step, were its\n"
+      "# slowest part at its limit and the others hidden; reached: least over attend + wait\n",
+      group.limits().flops_per_us / 1e3, group.limits().read_bytes_per_us / 1e3);
+  std::printf("%-8s %-8s %8s %8s %12s %12s %8s %15s %8s %9s %9s %9s %9s %8s %9s %-8s %8s\n",
+              "phase", "variant", "cached", "new", "bytes", "formula", "ratio", "KV rows/rank",
+              "work MB", "KV MB", "rss MB", "attend ms", "wait ms", "hidden", "least ms", "by",
+              "reached");
   int32_t slot = 0;
   for (const int length : lengths) {
     for (const Variant variant : kAllVariants) {
@@ -106,15 +118,17 @@ int bench_ring(int argc, char** argv) {
   CLI::App app("Bytes, balance, memory and overlap of ring steps, measured on processes over UCX.",
                "annulus-bench ring");
   flags.add_to(app);
-  app.add_option("--tokens", lengths, "prompt lengths")->delimiter(',');
-  app.add_option("--decode", decode_steps, "decode steps after each");
-  app.footer("  annulus-bench ring --model M --cp 4 --tokens 4096,4099");
-  CLI11_PARSE(app, argc, argv);
+  flags.add_trace_to(app);
+  app.add_option("--tokens", lengths, "prompt lengths")->delimiter(',')->check(CLI::PositiveNumber);
+  app.add_option("--decode", decode_steps, "decode steps after each")
+      ->check(CLI::NonNegativeNumber);
+  app.footer(
+      "  annulus-bench ring --model M --cp 4 --tokens 4096,4099\n"
+      "  annulus-bench ring --model M --cp 2 --transports tcp,self --trace ring.json");
+  if (const auto code = parse_or_exit(app, argc, argv)) return *code;
   absl::Status status = flags.apply();
   if (status.ok()) status = run(flags, lengths, decode_steps);
-  if (status.ok()) return 0;
-  std::fprintf(stderr, "annulus-bench ring: %s\n", std::string(status.message()).c_str());
-  return 1;
+  return status.ok() ? 0 : report("ring", status);
 }
 
 }  // namespace annulus::bench

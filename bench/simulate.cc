@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdio>
+#include <memory>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -21,6 +22,7 @@ struct RunOptions {
   Workload work;
   std::string variant = "auto";
   double max_step_ms = 0;
+  std::string trace;
 };
 
 void print_shares(const char* what, const StepTimes& t) {
@@ -41,8 +43,18 @@ absl::Status run(const SimFlags& flags, const RunOptions& options) {
   }
   if (options.max_step_ms > 0) work.max_step_us = options.max_step_ms * 1e3;
   const auto start = std::chrono::steady_clock::now();
+  std::unique_ptr<TraceFile> trace;
+  if (!options.trace.empty()) {
+    std::vector<std::string> ranks;
+    for (int32_t r = 0; r < options.topology.cp; ++r) {
+      ranks.push_back(absl::StrCat("cp rank ", r, ", ", options.topology.tp, " TP rank(s) alike"));
+    }
+    auto file = TraceFile::create(options.trace, ranks);
+    if (!file.ok()) return file.status();
+    trace = *std::move(file);
+  }
   const absl::StatusOr<Simulated> done =
-      simulate(flags.model, flags.machine, options.topology, work);
+      simulate(flags.model, flags.machine, options.topology, work, false, trace.get());
   if (!done.ok()) return done.status();
   const double s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const Topology t = options.topology;
@@ -90,12 +102,6 @@ absl::Status SimFlags::load() {
   return absl::OkStatus();
 }
 
-std::string variants_text(const std::vector<Variant>& variants) {
-  return absl::StrJoin(variants, " and ", [](std::string* out, Variant v) {
-    absl::StrAppend(out, parallel::name(v));
-  });
-}
-
 int bench_simulate(int argc, char** argv) {
   SimFlags flags;
   RunOptions options;
@@ -117,6 +123,9 @@ int bench_simulate(int argc, char** argv) {
       ->capture_default_str();
   of_run->add_option("--max-step-ms", options.max_step_ms,
                      "chunks of the prompt (0: all in one step)");
+  of_run->add_option(
+      "--trace", options.trace,
+      "file for what every rank does when, in virtual time; ui.perfetto.dev opens it");
   CLI::App* const of_paper = app.add_subcommand(
       "paper", "Tables 4 to 8 of arXiv 2411.01783 and its TTFT points beside the simulated ones");
   std::string paper_machine = "gtt";

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "bench/simulate_recorder.h"
 #include "bench/simulate_workload.h"
 #include "kernels/core/math.h"
@@ -80,7 +81,7 @@ RankTrace fold(std::vector<Section> sections, int32_t layers, int32_t recorded, 
 // Traces of all steps are held at once: in each, a ring of the first layer or those between, and of
 // the last.
 absl::Status check_memory(const std::vector<ScriptStep>& script, Topology t) {
-  constexpr double kMostGb = 12, kRecordsOfAVisit = 3;
+  constexpr double kMostGb = 12, kRecordsOfAVisit = 4;
   double steps = 0;
   for (const ScriptStep& step : script) steps += step.timed ? 1 : 0;
   const double gb = steps * t.cp * t.cp * 2 * kRecordsOfAVisit * sizeof(Record) / 1e9;
@@ -90,7 +91,29 @@ absl::Status check_memory(const std::vector<ScriptStep>& script, Topology t) {
       " GB to hold, more than ", kMostGb, "; ask for longer steps or fewer answer tokens"));
 }
 
+// What a viewer opens and a disk likes to hold.
+absl::Status check_trace(const std::vector<std::vector<RankTrace>>& steps) {
+  constexpr size_t kMost = 2'000'000;
+  size_t records = 0;
+  for (const std::vector<RankTrace>& ranks : steps) {
+    for (const RankTrace& rank : ranks) {
+      for (size_t s = 0; s < rank.sections.size(); ++s) {
+        records += rank.sections[s].records.size() * static_cast<size_t>(s == 1 ? rank.repeats : 1);
+      }
+    }
+  }
+  if (records <= kMost) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("--trace: ", records, " intervals, more than ",
+                                                 kMost, "; ask for fewer ranks or steps"));
+}
+
 }  // namespace
+
+std::string variants_text(const std::vector<parallel::Variant>& variants) {
+  return absl::StrJoin(variants, " and ", [](std::string* out, parallel::Variant v) {
+    absl::StrAppend(out, parallel::name(v));
+  });
+}
 
 absl::Status check_layout(const SimModel& model, const Machine& machine, Topology t) {
   const auto bad = [&](const auto&... parts) {
@@ -129,7 +152,7 @@ double Simulated::ttit_us() const {
 }
 
 absl::StatusOr<Simulated> simulate(const SimModel& model, const Machine& machine, Topology topology,
-                                   const Workload& work, bool all_layers) {
+                                   const Workload& work, bool all_layers, TraceFile* trace) {
   if (absl::Status s = check_layout(model, machine, topology); !s.ok()) return s;
   Cost cost(machine, topology);
   const int32_t layers = model.config.layers;
@@ -176,11 +199,32 @@ absl::StatusOr<Simulated> simulate(const SimModel& model, const Machine& machine
   }
   Simulated out;
   out.layers = layers;
+  if (trace != nullptr) {
+    if (absl::Status s = check_trace(traces); !s.ok()) return s;
+  }
+  int64_t step_begin_ns = 0;
   for (size_t i = 0; i < script->size(); ++i) {
     const ScriptStep& step = (*script)[i];
     if (!step.timed) continue;
-    SimulatedStep done{step.decode, step.new_tokens, {}, replay(traces[i])};
+    RankIntervals intervals;
+    SimulatedStep done{step.decode,
+                       step.new_tokens,
+                       {},
+                       replay(traces[i], trace != nullptr ? &intervals : nullptr)};
     for (const parallel::Group& g : step.plan.groups) done.variants.push_back(g.variant);
+    if (trace != nullptr) {
+      for (auto& rank : intervals) {
+        for (kernels::Interval& one : rank) {
+          one.begin_ns += step_begin_ns;
+          one.end_ns += step_begin_ns;
+        }
+      }
+      step_begin_ns += std::llround(done.times.us * 1e3);
+      const std::string name =
+          absl::StrCat(step.decode ? "decode" : "prefill", ", ", step.new_tokens, " new, ",
+                       variants_text(done.variants));
+      if (absl::Status s = trace->add_step(name, intervals); !s.ok()) return s;
+    }
     traces[i].clear();
     (step.decode ? out.decode : out.prefill).push_back(std::move(done));
   }

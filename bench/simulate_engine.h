@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "bench/simulate_cost.h"
 #include "bench/simulate_replay.h"
+#include "bench/trace.h"
 #include "parallel/model/config.h"
 #include "parallel/step.h"
 #include "parallel/topology.h"
@@ -60,14 +61,17 @@ struct Simulated {
   double ttit_us() const;  // mean of the decode steps; 0: none
 };
 
+std::string variants_text(const std::vector<parallel::Variant>& variants);
+
 // Whether the layout can be on this machine at all; not whether KV fits.
 absl::Status check_layout(const SimModel& model, const Machine& machine, parallel::Topology t);
 // Bytes a rank needs for weights and the KV of this workload.
 double rank_bytes(const SimModel& model, parallel::Topology t, const Workload& work);
 
-// all_layers: runs every layer through the engine, for tests of the repeated one.
+// all_layers: runs every layer through the engine, for tests of the repeated one. trace: gets every
+// timed step, in virtual time, one process a CP rank.
 absl::StatusOr<Simulated> simulate(const SimModel& model, const Machine& machine,
                                    parallel::Topology topology, const Workload& work,
-                                   bool all_layers = false);
+                                   bool all_layers = false, TraceFile* trace = nullptr);
 
 }  // namespace annulus::bench

@@ -19,6 +19,4 @@ struct SimFlags {
   absl::Status load();  // after parsing
 };
 
-std::string variants_text(const std::vector<parallel::Variant>& variants);
-
 }  // namespace annulus::bench

@@ -150,6 +150,20 @@ class Recorder::CpComm final : public SilentComm {
   uint64_t hops_ = 0;
 };
 
+const char* name(Share share) {
+  switch (share) {
+    case Share::kMatmul: return "matmul";
+    case Share::kAttend: return "attention";
+    case Share::kRows: return "rows";
+    case Share::kMerge: return "merge";
+    case Share::kAllReduce: return "tp sum";
+    case Share::kHop: return "send";
+    case Share::kCollective: return "collective";
+    case Share::kWait: return "wait";
+  }
+  return "unknown";
+}
+
 Recorder::Recorder(Cost& cost, parallel::Topology topology, int32_t cp_rank)
     : cost_(cost),
       sections_(1),
@@ -166,11 +180,14 @@ parallel::Groups<VirtualQueue> Recorder::groups() {
 void Recorder::work(Share share, double us) {
   of(now().us, share) += us;
   std::vector<Record>& records = now().records;
-  if (records.empty() || records.back().kind != Record::Kind::kWork) records.emplace_back();
+  const bool goes_on = !records.empty() && records.back().kind == Record::Kind::kWork &&
+                       records.back().share == share;
+  if (!goes_on) records.push_back({.share = share});
   records.back().us += us;
 }
 
 void Recorder::call(Share share, Record record) {
+  record.share = share;
   of(now().us, share) += record.us;
   if (record.kind == Record::Kind::kCollective) of(now().us, share) += record.out_us;
   now().records.push_back(record);

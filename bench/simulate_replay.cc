@@ -15,15 +15,21 @@ size_t index(int64_t i) {
 
 class Replay {
  public:
-  explicit Replay(std::span<const RankTrace> ranks)
-      : ranks_(ranks), clock_(ranks.size(), 0), waited_(ranks.size(), 0), at_(ranks.size()) {}
+  Replay(std::span<const RankTrace> ranks, RankIntervals* intervals)
+      : ranks_(ranks),
+        clock_(ranks.size(), 0),
+        waited_(ranks.size(), 0),
+        at_(ranks.size()),
+        intervals_(intervals) {}
 
   // All ranks through one section of theirs. Nothing is in flight between sections.
-  void run(size_t section) {
+  void run(size_t section, int32_t layer) {
     section_ = section;
+    layer_ = layer;
     for (At& at : at_) {
       at.record = 0;
       at.posts.clear();
+      at.awaited = 0;
       at.collectives = 0;
       at.arrived = false;
     }
@@ -48,6 +54,7 @@ class Replay {
     size_t record = 0;
     std::vector<double> posts;  // when this rank came to its exchanges
     size_t exchange = 0;        // record of the last one
+    size_t awaited = 0;         // of them
     size_t collectives = 0;
     bool arrived = false;
   };
@@ -65,16 +72,16 @@ class Replay {
     if (at.record == records(rank).size()) return false;
     const Record& record = records(rank)[at.record];
     switch (record.kind) {
-      case Record::Kind::kWork: clock_[rank] += record.us; break;
+      case Record::Kind::kWork: spend(rank, record.share, record.us); break;
       case Record::Kind::kExchange:
-        clock_[rank] += record.us;
+        spend(rank, record.share, record.us);
         at.posts.push_back(clock_[rank]);
         at.exchange = at.record;
         break;
       case Record::Kind::kAwait: {
         const Record& hop = records(rank)[at.exchange];
         const size_t n = at.posts.size();
-        double end = clock_[rank];
+        double end = at.posts[n - 1];
         for (const auto& [peer, us] :
              {std::pair(hop.from, hop.in_us), std::pair(hop.to, hop.out_us)}) {
           if (peer < 0) continue;
@@ -82,8 +89,9 @@ class Replay {
           if (theirs.size() < n) return false;
           end = std::max(end, std::max(theirs[n - 1], at.posts[n - 1]) + us);
         }
-        waited_[rank] += end - clock_[rank];
-        clock_[rank] = end;
+        if (hop.to >= 0 || hop.from >= 0) flew(rank, hop, end);
+        ++at.awaited;
+        wait_until(rank, end);
         break;
       }
       case Record::Kind::kCollective: {
@@ -95,8 +103,12 @@ class Replay {
           meeting.last = std::max(meeting.last, clock_[rank]);
         }
         if (meeting.ranks < ranks_.size()) return false;
-        waited_[rank] += meeting.last - clock_[rank];
-        clock_[rank] = meeting.last + record.us + record.out_us;
+        wait_until(rank, meeting.last);
+        if (intervals_ != nullptr) {
+          add(rank, kernels::Interval::Lane::kTransfer, record.share, clock_[rank],
+              clock_[rank] + record.us + record.out_us);
+        }
+        spend(rank, record.share, record.us + record.out_us);
         at.arrived = false;
         ++at.collectives;
         break;
@@ -106,11 +118,53 @@ class Replay {
     return true;
   }
 
+  void spend(size_t rank, Share share, double us) {
+    const double begin = clock_[rank];
+    clock_[rank] += us;
+    if (intervals_ == nullptr || us <= 0) return;
+    kernels::Interval& interval =
+        add(rank, kernels::Interval::Lane::kCompute, share, begin, clock_[rank]);
+    const At& at = at_[rank];
+    if (share != Share::kAttend || at.posts.empty()) return;
+    // While hop h + 1 is in flight, payload h is looked at; behind the last hop, the last payload.
+    const bool flying = at.posts.size() > at.awaited;
+    interval.hop = static_cast<int32_t>(flying ? (at.posts.size() - 1) % hops() : hops());
+  }
+  void wait_until(size_t rank, double end) {
+    if (end <= clock_[rank]) return;
+    waited_[rank] += end - clock_[rank];
+    spend(rank, Share::kWait, end - clock_[rank]);
+    clock_[rank] = end;
+  }
+  void flew(size_t rank, const Record& hop, double end) {
+    if (intervals_ == nullptr) return;
+    const std::vector<double>& posts = at_[rank].posts;
+    kernels::Interval& interval =
+        add(rank, kernels::Interval::Lane::kTransfer, Share::kHop, posts.back(), end);
+    interval.hop = static_cast<int32_t>((posts.size() - 1) % hops() + 1);
+    interval.sequence = static_cast<int32_t>((posts.size() - 1) / hops());
+    interval.to = hop.to;
+    interval.from = hop.from;
+  }
+  size_t hops() const { return ranks_.size() - 1; }  // of a ring
+  kernels::Interval& add(size_t rank, kernels::Interval::Lane lane, Share share, double begin_us,
+                         double end_us) {
+    kernels::Interval interval{.begin_ns = std::llround(begin_us * 1e3),
+                               .end_ns = std::llround(end_us * 1e3)};
+    interval.lane = lane;
+    interval.layer = layer_;
+    interval.set_name(
+        lane == kernels::Interval::Lane::kTransfer && share == Share::kHop ? "ring" : name(share));
+    return (*intervals_)[rank].emplace_back(interval);
+  }
+
   std::span<const RankTrace> ranks_;
   std::vector<double> clock_, waited_;
   std::vector<At> at_;
   std::vector<Meeting> meetings_;
+  RankIntervals* intervals_;
   size_t section_ = 0;
+  int32_t layer_ = -1;
 };
 
 // Every rank moved by the same time, to a billionth of it.
@@ -124,22 +178,22 @@ bool uniform(const std::vector<double>& before, const std::vector<double>& after
 
 }  // namespace
 
-StepTimes replay(std::span<const RankTrace> ranks) {
+StepTimes replay(std::span<const RankTrace> ranks, RankIntervals* intervals) {
   const size_t sections = ranks[0].sections.size();
   const int32_t repeats = ranks[0].repeats;
   for (const RankTrace& rank : ranks) {
     ANNULUS_CHECK(rank.sections.size() == sections && rank.repeats == repeats, rank.sections.size(),
                   " sections, ", sections);
   }
-  Replay run(ranks);
+  if (intervals != nullptr) intervals->resize(ranks.size());
+  Replay run(ranks, intervals);
   StepTimes times;
   for (size_t section = 0; section < sections; ++section) {
     const int32_t count = section == 1 ? repeats : 1;
     for (int32_t i = 0; i < count; ++i) {
       const std::vector<double> before = run.clock(), waited = run.waited();
-      run.run(section);
-      times.layers_run += section > 0 ? 1 : 0;
-      if (i + 1 < count && uniform(before, run.clock())) {
+      run.run(section, section > 0 ? times.layers_run++ : -1);
+      if (intervals == nullptr && i + 1 < count && uniform(before, run.clock())) {
         const double rest = count - i - 1;
         for (size_t r = 0; r < ranks.size(); ++r) {
           run.clock()[r] += rest * (run.clock()[r] - before[r]);

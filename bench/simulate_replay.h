@@ -7,10 +7,12 @@
 // CHECKs that all calls meet.
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <vector>
 
 #include "bench/simulate_trace.h"
+#include "kernels/core/timeline.h"
 
 namespace annulus::bench {
 
@@ -24,6 +26,10 @@ struct StepTimes {
   int32_t layers_run = 0;       // the rest had become periodic
 };
 
-StepTimes replay(std::span<const RankTrace> ranks);
+// What each rank did when, from the step's start; its transfers too. The head is in the last layer.
+using RankIntervals = std::vector<std::vector<kernels::Interval>>;
+
+// intervals: by CP rank, appended to; every layer is replayed then. Null: none.
+StepTimes replay(std::span<const RankTrace> ranks, RankIntervals* intervals = nullptr);
 
 }  // namespace annulus::bench

@@ -12,15 +12,6 @@
 
 namespace annulus::bench {
 
-struct Record {
-  enum class Kind : uint8_t { kWork, kExchange, kAwait, kCollective };
-  Kind kind = Kind::kWork;
-  int32_t to = -1, from = -1;    // exchange: CP ranks; -1: nothing goes that way
-  double us = 0;                 // of this rank's queue
-  double out_us = 0, in_us = 0;  // in flight once both sides have come; collective: own share
-  friend bool operator==(const Record&, const Record&) = default;
-};
-
 // Whose time it is, on a rank's queue.
 enum class Share : uint8_t {
   kMatmul,
@@ -32,6 +23,7 @@ enum class Share : uint8_t {
   kCollective,  // all-to-all, all-gather
   kWait,        // for a hop in flight, or for a rank that has not come yet
 };
+const char* name(Share share);  // as in traces
 inline constexpr size_t kShares = static_cast<size_t>(Share::kWait) + 1;
 using Shares = std::array<double, kShares>;
 inline double& of(Shares& shares, Share share) {
@@ -40,6 +32,16 @@ inline double& of(Shares& shares, Share share) {
 inline double of(const Shares& shares, Share share) {
   return shares[static_cast<size_t>(share)];
 }
+
+struct Record {
+  enum class Kind : uint8_t { kWork, kExchange, kAwait, kCollective };
+  Kind kind = Kind::kWork;
+  Share share = Share::kMatmul;  // whose `us` is
+  int32_t to = -1, from = -1;    // exchange: CP ranks; -1: nothing goes that way
+  double us = 0;                 // of this rank's queue
+  double out_us = 0, in_us = 0;  // in flight once both sides have come; collective: own share
+  friend bool operator==(const Record&, const Record&) = default;
+};
 
 struct Section {
   std::vector<Record> records;

@@ -22,9 +22,8 @@
 #include "bench/bf16_copy.h"
 #include "bench/client.h"
 #include "bench/peaks.h"
-#include "bench/profile.h"
-#include "bench/rank_flags.h"
 #include "bench/server_process.h"
+#include "bench/statistics.h"
 #include "parallel/model/checkpoint.h"
 
 namespace annulus::bench {
@@ -34,10 +33,9 @@ constexpr const char* kSession = "throughput";
 
 struct Options {
   std::string model, bf16_file;
-  int threads = 2, repeats = 7, decode = 256, cp = 2, chunk = 512;
+  int threads = 2, repeats = 7, decode = 256, cp = 2;
   std::vector<int> prompts = {2048, 7900};
   std::vector<std::string> only = {"prompt", "decode", "bf16", "pair"};
-  bool profile = false;
 
   bool wants(const char* part) const {
     return std::find(only.begin(), only.end(), part) != only.end();
@@ -360,12 +358,7 @@ class Throughput {
 absl::Status run(const Options& options) {
   const auto checkpoint = parallel::Checkpoint::open(options.model);
   if (!checkpoint.ok()) return checkpoint.status();
-  if (!options.profile) return Throughput(options, Costs(checkpoint->config())).run();
-  RankGroupOptions group;
-  group.model = options.model;
-  group.topology = {1, options.cp};
-  group.rank.threads = options.threads;
-  return print_profile(group, {options.prompts, options.chunk, options.decode});
+  return Throughput(options, Costs(checkpoint->config())).run();
 }
 
 }  // namespace
@@ -395,18 +388,13 @@ int bench_throughput(int argc, char** argv) {
   app.add_option(
       "--bf16-file", options.bf16_file,
       "where the bf16 twin of the model is, or is to be kept (default: made and removed)");
-  app.add_option("--cp", options.cp, "ranks of the pair's larger engine, and of --profile")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  app.add_flag("--profile", options.profile, "time by phase instead, of ranks without a front end");
-  app.add_option("--chunk", options.chunk, "with --profile: prompt tokens a step")
+  app.add_option("--cp", options.cp, "ranks of the pair's larger engine")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.footer(
       "  annulus-bench throughput --model M                       everything: a quarter of an "
       "hour\n"
-      "  annulus-bench throughput --model M --only decode --prompts 2048\n"
-      "  annulus-bench throughput --model M --profile --cp 1 --threads 2 --prompts 2048");
+      "  annulus-bench throughput --model M --only decode --prompts 2048");
   CLI11_PARSE(app, argc, argv);
   const absl::Status status = run(options);
   if (status.ok()) return 0;

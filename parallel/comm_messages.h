@@ -73,6 +73,9 @@ class MessageCommunicator final : public Communicator<kernels::CpuQueue> {
     if (flights_in_use_ == 0) return;
     const typename Wire::Use use(wire_);
     wire_.progress();
+    for (Flight& flight : flights_) {
+      if (flight.timeline != nullptr && settled(flight.of_use(), flight.op)) record(flight);
+    }
   }
   void set_deadline(Clock::time_point deadline) override {
     deadline_ = deadline;
@@ -96,6 +99,9 @@ class MessageCommunicator final : public Communicator<kernels::CpuQueue> {
     size_t count = 0;
     uint32_t generation = 0;
     bool live = false;
+    kernels::Timeline* timeline = nullptr;  // where its end is still to be recorded
+    Clock::time_point began;
+    std::span<Part> of_use() { return std::span(parts).first(count); }
   };
 
   Part start_send(int32_t to, ConstBytes bytes, const OpId& op) {
@@ -121,11 +127,18 @@ class MessageCommunicator final : public Communicator<kernels::CpuQueue> {
     if (!bytes.empty()) parts_.push_back(start_recv(from, bytes, op));
   }
 
-  void begin(const OpId& op);  // throws where aborted already
+  void begin(Queue& queue, const OpId& op);  // throws where aborted already
   void finish(Queue& queue, const OpId& op) {
     wait(queue, parts_, op);
+    if (kernels::Timeline* const timeline = queue.phases().timeline();
+        timeline && !parts_.empty()) {
+      timeline->add(interval_of(op, parts_, std::exchange(began_, Clock::now())));
+    }
     parts_.clear();
   }
+  kernels::Interval interval_of(const OpId& op, std::span<const Part> parts,
+                                Clock::time_point began) const;
+  void record(Flight& flight);
   void wait(Queue& queue, std::span<Part> parts, const OpId& op);  // all of them, or DeviceError
   bool settled(std::span<Part> parts, const OpId& op);
   [[noreturn]] void fail(const OpId& op, const Part* part, const std::string& reason);
@@ -139,6 +152,7 @@ class MessageCommunicator final : public Communicator<kernels::CpuQueue> {
   std::vector<int32_t> members_;
   int32_t rank_;
   std::vector<Part> parts_;  // of the collective that is running
+  Clock::time_point began_;  // the operation that is running, where a timeline is kept
   std::vector<Flight> flights_;
   int64_t flights_in_use_ = 0;
   std::vector<float> scratch_;  // other ranks' floats; keeps its peak size
@@ -157,7 +171,7 @@ template <class Wire>
 void MessageCommunicator<Wire>::all_reduce(Queue& queue, std::span<float> data, const OpId& op) {
   const kernels::InPhase phase(queue, kernels::Phase::kSend);
   const typename Wire::Use use(wire_);
-  begin(op);
+  begin(queue, op);
   const int64_t count = static_cast<int64_t>(data.size()), n = size();
   if (n == 1 || count == 0) return;
   const bool direct = count * int64_t{sizeof(float)} <= kDirectReduceBytes;
@@ -194,7 +208,7 @@ void MessageCommunicator<Wire>::all_gather(Queue& queue, ConstBytes own, Bytes o
                                            std::span<const int64_t> bytes, const OpId& op) {
   const kernels::InPhase phase(queue, kernels::Phase::kSend);
   const typename Wire::Use use(wire_);
-  begin(op);
+  begin(queue, op);
   ANNULUS_CHECK(static_cast<int32_t>(bytes.size()) == size(), where(op));
   ANNULUS_CHECK(static_cast<int64_t>(own.size()) == bytes[index(rank_)], where(op), ": own ",
                 own.size(), " bytes, plan ", bytes[index(rank_)]);
@@ -219,7 +233,7 @@ void MessageCommunicator<Wire>::all_to_all(Queue& queue, std::span<const ConstBy
                                            std::span<const Bytes> recv, const OpId& op) {
   const kernels::InPhase phase(queue, kernels::Phase::kSend);
   const typename Wire::Use use(wire_);
-  begin(op);
+  begin(queue, op);
   ANNULUS_CHECK(static_cast<int32_t>(send.size()) == size() && send.size() == recv.size(),
                 where(op));
   ANNULUS_CHECK(send[index(rank_)].size() == recv[index(rank_)].size(), where(op), ": own part");
@@ -235,7 +249,7 @@ Transfer MessageCommunicator<Wire>::exchange(Queue& queue, ConstBytes send, int3
                                              int32_t from, const OpId& op) {
   const kernels::InPhase phase(queue, kernels::Phase::kSend);
   const typename Wire::Use use(wire_);
-  begin(op);
+  begin(queue, op);
   ANNULUS_CHECK(to >= 0 && to < size() && from >= 0 && from < size(), where(op), ": to ", to,
                 " from ", from);
   ANNULUS_CHECK((to == rank_) == (from == rank_), where(op), ": half of an exchange with itself");
@@ -254,6 +268,8 @@ Transfer MessageCommunicator<Wire>::exchange(Queue& queue, ConstBytes send, int3
   if (!recv.empty()) flight.parts[flight.count++] = start_recv(from, recv, op);
   if (!send.empty()) flight.parts[flight.count++] = start_send(to, send, op);
   flight.live = true;
+  flight.timeline = queue.phases().timeline();
+  flight.began = began_;
   ++flight.generation;
   ++flights_in_use_;
   return Transfer((uint64_t{flight.generation} << 32) | (slot + 1));
@@ -269,13 +285,43 @@ void MessageCommunicator<Wire>::await(Queue& queue, Transfer transfer) {
                     flights_[slot].generation == static_cast<uint32_t>(id >> 32),
                 "transfer ", id, " is not in flight in group ", name(group_));
   Flight& flight = flights_[slot];
-  wait(queue, std::span(flight.parts).first(flight.count), flight.op);
+  wait(queue, flight.of_use(), flight.op);
+  if (flight.timeline != nullptr) record(flight);
   flight.live = false;
   --flights_in_use_;
 }
 
 template <class Wire>
-void MessageCommunicator<Wire>::begin(const OpId& op) {
+kernels::Interval MessageCommunicator<Wire>::interval_of(const OpId& op,
+                                                         std::span<const Part> parts,
+                                                         Clock::time_point began) const {
+  kernels::Interval interval{.begin_ns = kernels::nanoseconds(began),
+                             .end_ns = kernels::nanoseconds(Clock::now()),
+                             .lane = kernels::Interval::Lane::kTransfer,
+                             .layer = op.layer,
+                             .sequence = op.sequence};
+  interval.set_name(op.what);
+  for (const Part& part : parts) {
+    (part.sending ? interval.sent_bytes : interval.received_bytes) += part.bytes;
+  }
+  return interval;
+}
+
+// A hop is over for the timeline when that is noticed, between two tasks of what runs beside it.
+template <class Wire>
+void MessageCommunicator<Wire>::record(Flight& flight) {
+  kernels::Interval interval = interval_of(flight.op, flight.of_use(), flight.began);
+  interval.hop = flight.op.hop + 1;
+  for (const Part& part : flight.of_use()) {
+    (part.sending ? interval.to : interval.from) = members_[index(part.peer)];
+  }
+  std::exchange(flight.timeline, nullptr)->add(interval);
+}
+
+template <class Wire>
+void MessageCommunicator<Wire>::begin(Queue& queue, const OpId& op) {
+  if (queue.phases().timeline() != nullptr) [[unlikely]]
+    began_ = Clock::now();
   if (wire_.abort_flag().raised()) [[unlikely]]
     fail(op, nullptr, "aborted: " + wire_.abort_flag().why());
 }
@@ -384,6 +430,7 @@ void MessageCommunicator<Wire>::fail(const OpId& op, const Part* part, const std
       if (!flight.parts[i].finished) wire_.cancel(flight.parts[i].request);
     }
     flight.live = false;
+    flight.timeline = nullptr;
   }
   flights_in_use_ = 0;
   parts_.clear();

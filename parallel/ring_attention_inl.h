@@ -84,7 +84,9 @@ void pass_kv(Queue& queue, const GroupLayout& group, AttentionCall<Queue>& call,
               index(bytes[0])};  // never read: the own visit uses the cache
   }
   const auto visit = [&](int32_t origin, ConstBytes payload) {
-    if (call.on_visit) call.on_visit((me + ranks - origin) % ranks);
+    const int32_t hop = (me + ranks - origin) % ranks;
+    const kernels::AtHop at_hop(queue, hop);
+    if (call.on_visit) call.on_visit(hop);
     std::vector<Segment> segments;
     for (size_t i = 0; i < group.slots.size(); ++i) {
       Segment segment = segment_of(group.ranks[index(me)][i], 0, q.rows);
@@ -151,7 +153,9 @@ void pass_q_block(Queue& queue, const GroupLayout& group, AttentionCall<Queue>& 
   const int64_t partials = (total - mine + (ranks - 1) * mine) * partial_bytes;
 
   const auto visit = [&](int32_t origin, ConstBytes payload) {
-    if (call.on_visit) call.on_visit((me + ranks - origin) % ranks);
+    const int32_t hop = (me + ranks - origin) % ranks;
+    const kernels::AtHop at_hop(queue, hop);
+    if (call.on_visit) call.on_visit(hop);
     if (rows[index(origin)] == 0) return;
     if (origin != me) kernels::clear(queue, partial[index(origin)]);
     std::vector<Segment> segments;

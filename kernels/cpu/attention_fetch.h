@@ -2,7 +2,7 @@
 // How the cache's rows reach a core before few-row attention computes on them: it reads each byte
 // once, so memory sets its pace. Rows are asked for in the order of addresses, a little with every
 // step of computing, so that the two overlap. Two ways, each the faster where it was measured
-// (bench/attention, and throughput --profile behind a long prompt):
+// (bench/attention, and bench/step behind a long prompt):
 //   AVX-512, portable  Loads 8 keys ahead of the scores, which start the hardware's streams (hints
 //          alone end at the misses that one first cache tracks: a third of memory's rate), hints
 //          4 KiB before them; and hints for half a tile while exponentials and products of V run,

@@ -30,6 +30,7 @@ void forward(Queue& queue, const LlamaConfig& config, const LlamaWeights<Queue>&
   kernels::embed(queue, x, weights.embedding, ids);
   for (int32_t l = 0; l < config.layers; ++l) {
     const LayerWeights<Queue>& layer = weights.layers[static_cast<size_t>(l)];
+    queue.phases().at_layer(l);
     in(kernels::Phase::kNorm);
     kernels::rms_norm(queue, normed, x, layer.attn_norm.data(), static_cast<float>(config.rms_eps));
     in(kernels::Phase::kQkv);
@@ -57,6 +58,7 @@ void forward(Queue& queue, const LlamaConfig& config, const LlamaWeights<Queue>&
     in(kernels::Phase::kAdd);
     kernels::add(queue, x, update);
   }
+  queue.phases().at_layer(-1);
 }
 
 template <class Queue>
