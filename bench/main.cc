@@ -20,6 +20,7 @@
 #include "bench/simulate.h"
 #include "bench/soak.h"
 #include "bench/throughput.h"
+#include "bench/weights.h"
 
 namespace {
 
@@ -50,6 +51,8 @@ constexpr Command kCommands[] = {
     {"link", "round trip and bandwidth between two ranks", bench_link},
     {"rank-of", "one rank's whole prefill without the others: phases measured, links modelled",
      bench_rank_of},
+    {"weights", "every rank reads its weights, or one reads and sends them to its peers",
+     bench_weights},
     {"recall", "a prompt of up to a million tokens, with needles on every edge of the split",
      bench_recall},
     {"simulate", "the engine in virtual time: published tables, layouts, links, thousands of ranks",

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // N ranks as processes over UCX, driven step by step from the benchmark without gRPC: the same
 // Rank, plans and results as in serving, and nothing else in the measurement. Start it before the
-// process has other threads (it forks). With link_mbit > 0 (root, CP2) the ranks live in two
-// network namespaces joined by a link shaped to that rate.
+// process has other threads (it forks). With link_mbit > 0 (root) every rank lives in a network
+// namespace of its own, whose link is shaped to that rate.
 #pragma once
 
 #include <sys/types.h>
@@ -18,8 +18,17 @@
 
 namespace annulus::bench {
 
+struct LoadReport {  // of one rank
+  double seconds = 0;
+  double cached = 0;  // share of its model file in the system's cache when it began
+  int64_t weight_bytes = 0;
+};
+
 struct RankGroupOptions {
   std::string model;
+  std::vector<std::string> models;  // by rank, the same model: files of their own; empty: `model`
+  bool send_weights = false;        // CP rank 0 of each TP slice reads, and sends to the others
+  bool cold = false;                // files are taken out of the system's cache before loading
   parallel::Topology topology{1, 2};
   parallel::RankOptions rank;
   std::string transports;   // "": UCX chooses
@@ -39,6 +48,7 @@ class RankGroup {
   const parallel::ShardState& state() const { return state_; }
   const parallel::PolicyInput& policy() const { return policy_; }
   const parallel::LlamaConfig& config() const { return config_; }
+  const std::vector<LoadReport>& loads() const { return loads_; }
 
  private:
   RankGroup() = default;
@@ -47,6 +57,7 @@ class RankGroup {
   parallel::ShardState state_;
   parallel::PolicyInput policy_;
   parallel::LlamaConfig config_;
+  std::vector<LoadReport> loads_;
   int64_t step_ = 0;
   std::unique_ptr<NetworkLab> lab_;  // where the link is shaped
 };
