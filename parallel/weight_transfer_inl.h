@@ -59,8 +59,11 @@ class Relay {
     const bool receives = route_.from >= 0, sends = route_.to >= 0;
     const size_t lag = receives ? kPieceBytes : 0, end = out.size() + (sends ? lag : 0);
     const int32_t to = sends ? route_.to : route_.from, from = receives ? route_.from : route_.to;
-    OpId op{.step = part_++, .layer = kLayer, .what = "weights"};
-    for (size_t at = 0; at < end; at += kPieceBytes, op.sequence = (op.sequence + 1) % 4096) {
+    // One name for all pieces of a part: what a rank receives and what it sends on in one exchange
+    // are different ones. Each is awaited before the next, and messages of one name keep their
+    // order.
+    const OpId op{.step = part_++, .layer = kLayer, .what = "weights"};
+    for (size_t at = 0; at < end; at += kPieceBytes) {
       const Bytes next = piece(in, at);
       const ConstBytes last = sends && at >= lag ? piece(out, at - lag) : ConstBytes{};
       cp_.set_deadline(Clock::now() + kPatience);
