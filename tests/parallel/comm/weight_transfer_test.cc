@@ -42,7 +42,7 @@ TinyModel several_pieces() {
   model.heads = 8;
   model.kv_heads = 4;
   model.head_dim = 64;
-  model.ffn = 6144;
+  model.ffn = 3072;
   model.vocab = 576;
   model.tied = false;
   return model;
@@ -67,11 +67,11 @@ void expect_same(const Weights& got, const Weights& want) {
   }
 }
 
-uint64_t digest_of(const Checkpoint& checkpoint, int32_t tp_rank, int32_t tp, Precision precision) {
+Weights weights_of(const Checkpoint& checkpoint, int32_t tp_rank, int32_t tp, Precision precision) {
   CpuQueue queue(1);
   Weights weights = load_weights(queue, checkpoint, tp_rank, tp, precision).value();
   set_digest(queue, weights);
-  return weights.digest;
+  return weights;
 }
 
 class WeightTransfer : public ::testing::TestWithParam<Backend> {
@@ -80,6 +80,10 @@ class WeightTransfer : public ::testing::TestWithParam<Backend> {
   void check(const Checkpoint& checkpoint, Topology topology, Precision precision,
              const std::vector<int32_t>& chain, bool held, bool without_files) {
     const Checkpoint outline = Checkpoint::from_outline(checkpoint.outline()).value();
+    std::vector<Weights> read;  // by TP rank
+    for (int32_t tp_rank = 0; tp_rank < topology.tp; ++tp_rank) {
+      read.push_back(weights_of(checkpoint, tp_rank, topology.tp, precision));
+    }
     on_ranks(GetParam(), topology, [&](int32_t me, Groups<CpuQueue> groups, CpuQueue& queue) {
       const int32_t tp_rank = topology.tp_rank(me), cp_rank = topology.cp_rank(me);
       const auto at = std::find(chain.begin(), chain.end(), cp_rank);
@@ -102,8 +106,7 @@ class WeightTransfer : public ::testing::TestWithParam<Backend> {
       if (receives) {
         ASSERT_TRUE(receive_weights(queue, *groups.cp, wish, weights).ok());
       } else if (held) {
-        weights = load_weights(queue, checkpoint, tp_rank, topology.tp, precision).value();
-        set_digest(queue, weights);
+        weights = weights_of(checkpoint, tp_rank, topology.tp, precision);
         send_weights(queue, *groups.cp, wish, weights);
       } else {
         ASSERT_TRUE(read_weights<CpuQueue>(queue, loader, *groups.cp, wish, weights).ok());
@@ -112,8 +115,8 @@ class WeightTransfer : public ::testing::TestWithParam<Backend> {
         EXPECT_EQ(done, total);
       }
       ASSERT_TRUE(compare_weights(queue, *groups.world, topology, weights.digest).ok());
-      EXPECT_EQ(weights.digest, digest_of(checkpoint, tp_rank, topology.tp, precision));
-      const Weights want = load_weights(queue, checkpoint, tp_rank, topology.tp, precision).value();
+      const Weights& want = read[static_cast<size_t>(tp_rank)];
+      EXPECT_EQ(weights.digest, want.digest);
       expect_same(weights, want);
       if (!receives || !without_files) {
         EXPECT_EQ(weights.bytes, want.bytes);
@@ -158,7 +161,7 @@ TEST_P(WeightTransfer, OtherWeightsAreToldApartByEveryRankOfTheSlice) {
   const Checkpoint other = model_of(model);
   const Topology topology{1, 3};
   on_ranks(GetParam(), topology, [&](int32_t me, Groups<CpuQueue> groups, CpuQueue& queue) {
-    const uint64_t digest = digest_of(me == 2 ? other : one, 0, 1, Precision::kDefault);
+    const uint64_t digest = weights_of(me == 2 ? other : one, 0, 1, Precision::kDefault).digest;
     const absl::Status status = compare_weights(queue, *groups.world, topology, digest);
     EXPECT_EQ(status.message(),
               "ranks 0 and 2 hold different weights of the same slice: give both the same model "
