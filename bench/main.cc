@@ -21,6 +21,7 @@
 #include "bench/soak.h"
 #include "bench/step.h"
 #include "bench/throughput.h"
+#include "bench/weights.h"
 
 namespace {
 
@@ -52,6 +53,8 @@ constexpr Command kCommands[] = {
     {"link", "round trip and bandwidth between two ranks", bench_link},
     {"rank-of", "one rank's whole prefill without the others: phases measured, links modelled",
      bench_rank_of},
+    {"weights", "every rank reads its weights, or one reads and sends them to its peers",
+     bench_weights},
     {"recall", "a prompt of up to a million tokens, with needles on every edge of the split",
      bench_recall},
     {"simulate", "the engine in virtual time: published tables, layouts, links, thousands of ranks",

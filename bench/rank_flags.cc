@@ -21,7 +21,7 @@ void RankFlags::add_to(CLI::App& app) {
   app.add_option("--cpu-isa", cpu_isa, "cap of the CPU's instruction set");
   app.add_option("--transports", options.transports, "UCX transports (default: its own choice)");
   app.add_option("--link-mbit", options.link_mbit,
-                 "CP2 over a link shaped to this rate (root): two network namespaces");
+                 "every rank in a network namespace with a link shaped to this rate (root)");
 }
 
 void RankFlags::add_trace_to(CLI::App& app) {

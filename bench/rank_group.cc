@@ -4,11 +4,15 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -18,6 +22,7 @@
 #include "bench/peaks.h"
 #include "kernels/core/timeline.h"
 #include "parallel/comm_ucx.h"
+#include "parallel/weight_transfer.h"
 
 namespace annulus::bench {
 namespace {
@@ -81,6 +86,7 @@ struct Facts {
   MachineProfile profile;
   Peaks peaks;
   LinearBytes linear;
+  LoadReport load;
 };
 
 LinearBytes linear_bytes(const LlamaWeights<kernels::CpuQueue>& weights) {
@@ -101,6 +107,51 @@ std::string as_bytes(const T* data, size_t count) {
 
 constexpr size_t kTimelineIntervals = size_t{1} << 18;  // of a step: 20 MB a rank
 
+// Share of a file's pages in the system's cache; 0 where it is no file. With `drop`, after as many
+// of them as nobody uses were taken out.
+double cached_share(const std::string& path, bool drop) {
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  struct stat info = {};
+  double share = 0;
+  if (fd >= 0 && fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && info.st_size > 0) {
+    if (drop) posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+    const auto size = static_cast<size_t>(info.st_size);
+    const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    std::vector<unsigned char> pages((size + page - 1) / page);
+    void* const map = mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
+    if (map != MAP_FAILED && mincore(map, size, pages.data()) == 0) {
+      share = static_cast<double>(
+                  std::count_if(pages.begin(), pages.end(), [](auto p) { return (p & 1) != 0; })) /
+              static_cast<double>(pages.size());
+    }
+    if (map != MAP_FAILED) munmap(map, size);
+  }
+  if (fd >= 0) close(fd);
+  return share;
+}
+
+LlamaWeights<kernels::CpuQueue> weights_of(const Checkpoint& checkpoint, UcxWorld& world,
+                                           kernels::CpuQueue& queue, int32_t world_rank,
+                                           const RankGroupOptions& options) {
+  const Topology& topology = options.topology;
+  const int32_t cp_rank = topology.cp_rank(world_rank);
+  WeightWish wish{checkpoint, topology.tp_rank(world_rank), topology.tp, options.rank.precision, {},
+                  {}};
+  if (options.send_weights) {
+    wish.route = {.from = cp_rank - 1, .to = cp_rank + 1 < topology.cp ? cp_rank + 1 : -1};
+  }
+  const std::function loader = [&] {
+    return std::make_unique<kernels::CpuQueue>(options.rank.threads, options.rank.isa);
+  };
+  auto& cp = *world.groups().cp;
+  LlamaWeights<kernels::CpuQueue> weights;
+  const absl::Status status =
+      wish.route.from < 0 ? read_weights<kernels::CpuQueue>(queue, loader, cp, wish, weights)
+                          : receive_weights(queue, cp, wish, weights);
+  if (!status.ok()) throw kernels::DeviceError(std::string(status.message()));
+  return weights;
+}
+
 // The life of one rank: exchange addresses, load, measure, then plan in, result out.
 void rank_main(int fd, int32_t world_rank, const RankGroupOptions& options) {
   if (options.pin) pin_to(world_rank * options.rank.threads, options.rank.threads);
@@ -116,17 +167,33 @@ void rank_main(int fd, int32_t world_rank, const RankGroupOptions& options) {
     addresses.push_back(receive_message(fd).value());
   if (const absl::Status s = (*world)->connect(addresses); !s.ok())
     throw kernels::DeviceError(std::string(s.message()));
-  const Checkpoint checkpoint = Checkpoint::open(options.model).value();
+  const std::string& model =
+      options.models.empty() ? options.model : options.models[index(world_rank)];
+  const Checkpoint checkpoint = Checkpoint::open(model).value();
   auto owned_queue = std::make_unique<kernels::CpuQueue>(options.rank.threads, options.rank.isa);
   kernels::CpuQueue& queue = *owned_queue;
+  auto& everybody = *(*world)->groups().world;
+  Facts facts;
+  if (options.cold) {
+    checkpoint.drop_resident();  // what is mapped stays in the cache
+    cached_share(model, /*drop=*/true);
+  }
+  facts.load.cached = cached_share(model, /*drop=*/false);
+  // All at once, and with the way to the others open.
+  if (const absl::Status s = compare_weights(queue, everybody, options.topology, 0); !s.ok())
+    throw kernels::DeviceError(std::string(s.message()));
+  const auto began = std::chrono::steady_clock::now();
   auto weights = std::make_shared<const LlamaWeights<kernels::CpuQueue>>(
-      load_weights(queue, checkpoint, options.topology.tp_rank(world_rank), options.topology.tp,
-                   options.rank.precision)
-          .value());
+      weights_of(checkpoint, **world, queue, world_rank, options));
+  facts.load.seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+  facts.load.weight_bytes = weights->bytes;
+  if (const absl::Status s = compare_weights(queue, everybody, options.topology, weights->digest);
+      !s.ok())
+    throw kernels::DeviceError(std::string(s.message()));
   auto rank = Rank::create(checkpoint.config(), weights, std::move(owned_queue), (*world)->groups(),
                            options.topology, world_rank, 1, options.rank)
                   .value();
-  Facts facts;
   facts.profile = rank->measure();
   facts.peaks = measure_peaks(queue);  // all ranks leave measure() together
   facts.linear = linear_bytes(*weights);
@@ -186,12 +253,10 @@ absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::start(const RankGroupOptio
     group->trace_ = *std::move(file);
   }
   if (options.link_mbit > 0) {
-    if (options.topology.world() != 2)
-      return absl::InvalidArgumentError("a shaped link joins exactly two ranks");
-    auto lab = NetworkLab::create(2);
+    auto lab = NetworkLab::create(options.topology.world());
     if (!lab.ok()) return lab.status();
     group->lab_ = *std::move(lab);
-    for (int host = 0; host < 2; ++host) {
+    for (int host = 0; host < options.topology.world(); ++host) {
       if (absl::Status s = group->lab_->shape(host, options.link_mbit); !s.ok()) return s;
     }
   }
@@ -251,6 +316,7 @@ absl::Status RankGroup::meet(const RankGroupOptions& options) {
     ANNULUS_CHECK(bytes->size() == sizeof facts, bytes->size());
     std::memcpy(&facts, bytes->data(), sizeof facts);
     policy_.profile = facts.profile;
+    loads_.push_back(facts.load);
     if (fd == sockets_.front()) linear_bytes_ = facts.linear;
     flops_per_us += 1e3 * (bf16 && facts.peaks.bf16_gflops > 0 ? facts.peaks.bf16_gflops
                                                                : facts.peaks.fp32_gflops);

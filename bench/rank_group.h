@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // N ranks as processes over UCX, driven step by step from the benchmark without gRPC: the same
 // Rank, plans and results as in serving, and nothing else in the measurement. Start it before the
-// process has other threads (it forks). With link_mbit > 0 (root, CP2) the ranks live in two
-// network namespaces joined by a link shaped to that rate. With a trace file, every step that
-// computes goes there too.
+// process has other threads (it forks). With link_mbit > 0 (root) every rank lives in a network
+// namespace of its own, whose link is shaped to that rate. With a
+// trace file, every step that computes goes there too.
 #pragma once
 
 #include <sys/types.h>
@@ -21,8 +21,17 @@
 
 namespace annulus::bench {
 
+struct LoadReport {  // of one rank
+  double seconds = 0;
+  double cached = 0;  // share of its model file in the system's cache when it began
+  int64_t weight_bytes = 0;
+};
+
 struct RankGroupOptions {
   std::string model;
+  std::vector<std::string> models;  // by rank, the same model: files of their own; empty: `model`
+  bool send_weights = false;        // CP rank 0 of each TP slice reads, and sends to the others
+  bool cold = false;                // files are taken out of the system's cache before loading
   parallel::Topology topology{1, 2};
   parallel::RankOptions rank;
   std::string transports;   // "": UCX chooses
@@ -46,6 +55,7 @@ class RankGroup {
   // Means of the ranks, measured at the start by all of them at once.
   const Limits& limits() const { return limits_; }
   const LinearBytes& linear_bytes() const { return linear_bytes_; }  // of rank 0
+  const std::vector<LoadReport>& loads() const { return loads_; }    // by world rank
 
  private:
   RankGroup() = default;
@@ -58,6 +68,7 @@ class RankGroup {
   parallel::LlamaConfig config_;
   Limits limits_;
   LinearBytes linear_bytes_;
+  std::vector<LoadReport> loads_;
   int64_t step_ = 0;
   std::unique_ptr<NetworkLab> lab_;  // where the link is shaped
   std::unique_ptr<TraceFile> trace_;

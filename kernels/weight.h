@@ -52,7 +52,7 @@ struct WeightSource {
 
   WeightSource slice_rows(int64_t first, int64_t count) const {
     WeightSource s = *this;
-    s.data += first * row_stride_bytes;
+    if (data != nullptr) s.data += first * row_stride_bytes;  // null: a shape without weights
     if (row_scales != nullptr) s.row_scales += first * static_cast<int64_t>(sizeof(float));
     s.rows = count;
     return s;
@@ -90,6 +90,11 @@ class PackedMatrix {
                            Precision precision) {
     return pack(sources, precision, &queue);
   }
+
+  // As load() makes it, save for its contents: for weights that another rank has packed.
+  static PackedMatrix room(std::span<const WeightSource> sources, Precision precision);
+  std::span<std::byte> contents() { return {data_.get(), static_cast<size_t>(bytes_)}; }
+  std::span<const std::byte> contents() const { return {data_.get(), static_cast<size_t>(bytes_)}; }
 
   // What pack() would hold.
   static int64_t bytes_of(std::span<const WeightSource> sources, Precision precision);

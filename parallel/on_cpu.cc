@@ -3,6 +3,7 @@
 #include "kernels/cpu/queue.h"
 #include "parallel/examine_inl.h"
 #include "parallel/rank_inl.h"
+#include "parallel/weight_transfer_inl.h"
 
 namespace annulus::parallel {
 
@@ -17,5 +18,14 @@ template void ring_attend(CpuQueue&, const GroupLayout&, AttentionCall<CpuQueue>
 template absl::StatusOr<std::unique_ptr<Rank>> Rank::create(
     const LlamaConfig&, std::shared_ptr<const LlamaWeights<CpuQueue>>, std::unique_ptr<CpuQueue>,
     Groups<CpuQueue>, Topology, int32_t, int64_t, const RankOptions&);
+template void send_weights(CpuQueue&, Communicator<CpuQueue>&, const WeightWish&,
+                           const LlamaWeights<CpuQueue>&);
+template absl::Status receive_weights(CpuQueue&, Communicator<CpuQueue>&, const WeightWish&,
+                                      LlamaWeights<CpuQueue>&);
+template absl::Status read_weights(CpuQueue&, const std::function<std::unique_ptr<CpuQueue>()>&,
+                                   Communicator<CpuQueue>&, const WeightWish&,
+                                   LlamaWeights<CpuQueue>&);
+template absl::Status compare_weights(CpuQueue&, Communicator<CpuQueue>&, const Topology&,
+                                      uint64_t);
 
 }  // namespace annulus::parallel

@@ -24,6 +24,8 @@ struct RankInfo {
   std::string cpu_isa;
   int32_t threads = 0;
   int64_t weight_bytes = 0;
+  int32_t weights_from = -1;  // world rank that sent them in this epoch; -1: read, or held
+  double load_s = 0;          // 0: held
 };
 
 // All ranks of an epoch have met and measured the machine.

@@ -217,8 +217,7 @@ WeightFormat format_on_gpu(std::span<const WeightSource> sources, Precision prec
                                                         : WeightFormat::kBF16;
 }
 
-PackedMatrix PackedMatrix::pack(std::span<const WeightSource> sources, Precision precision,
-                                CpuQueue* queue) {
+PackedMatrix PackedMatrix::room(std::span<const WeightSource> sources, Precision precision) {
   ANNULUS_CHECK(!sources.empty());
   PackedMatrix packed;
   packed.format_ = held_format(sources, precision);
@@ -227,11 +226,17 @@ PackedMatrix PackedMatrix::pack(std::span<const WeightSource> sources, Precision
     ANNULUS_CHECK(s.cols == packed.k_, s.cols, " and ", packed.k_);
     packed.n_ += s.rows;
   }
-  const int64_t stride = panel_bytes(packed.format_, packed.k_);
-  const int64_t panels = (packed.n_ + kPanel - 1) / kPanel;
   packed.bytes_ = bytes_of(sources, precision);
   packed.data_.reset(allocate_aligned(packed.bytes_ + kReadPastEnd).release());
   std::memset(packed.data_.get() + packed.bytes_, 0, static_cast<size_t>(kReadPastEnd));
+  return packed;
+}
+
+PackedMatrix PackedMatrix::pack(std::span<const WeightSource> sources, Precision precision,
+                                CpuQueue* queue) {
+  PackedMatrix packed = room(sources, precision);
+  const int64_t stride = panel_bytes(packed.format_, packed.k_);
+  const int64_t panels = (packed.n_ + kPanel - 1) / kPanel;
   const auto put = [&](int64_t panel) {
     pack_panel(packed.format_, sources, panel * kPanel, packed.data_.get() + panel * stride);
   };

@@ -33,8 +33,7 @@ void convert_row(const WeightSource& source, int64_t r, WeightFormat format,
 
 }  // namespace
 
-CudaMatrix CudaMatrix::load(CudaQueue& queue, std::span<const WeightSource> sources,
-                            Precision precision) {
+CudaMatrix CudaMatrix::room(std::span<const WeightSource> sources, Precision precision) {
   ANNULUS_CHECK(!sources.empty(), "no weights");
   CudaMatrix out;
   out.format_ = format_on_gpu(sources, precision);
@@ -44,8 +43,22 @@ CudaMatrix CudaMatrix::load(CudaQueue& queue, std::span<const WeightSource> sour
     ANNULUS_CHECK(source.cols == out.k_, source.cols, " inputs beside ", out.k_);
     out.n_ += source.rows;
   }
+  out.memory_ = CudaQueue::Memory(out.bytes(), " of weights");
+  return out;
+}
+
+int64_t CudaMatrix::bytes_of(std::span<const WeightSource> sources, Precision precision) {
+  CudaMatrix shape;
+  shape.format_ = format_on_gpu(sources, precision);
+  shape.k_ = sources[0].cols;
+  for (const WeightSource& source : sources) shape.n_ += source.rows;
+  return shape.bytes();
+}
+
+CudaMatrix CudaMatrix::load(CudaQueue& queue, std::span<const WeightSource> sources,
+                            Precision precision) {
+  CudaMatrix out = room(sources, precision);
   const int64_t row_bytes = out.row_bytes();
-  out.memory_ = CudaQueue::Memory(out.n_ * row_bytes, " of weights");
   const auto send = [&](std::byte* to, const std::vector<std::byte>& from) {
     check_cuda(
         cudaMemcpyAsync(to, from.data(), from.size(), cudaMemcpyHostToDevice, queue.stream()),
@@ -68,7 +81,6 @@ CudaMatrix CudaMatrix::load(CudaQueue& queue, std::span<const WeightSource> sour
     }
   }
   if (out.scale_bytes() == 0) return out;
-  out.scales_ = CudaQueue::Memory(out.scale_bytes(), " of weights' scales");
   piece.clear();
   for (const WeightSource& source : sources) {
     const std::vector<float> ones(
@@ -78,7 +90,7 @@ CudaMatrix CudaMatrix::load(CudaQueue& queue, std::span<const WeightSource> sour
                                       : source.row_scales;
     piece.insert(piece.end(), from, from + source.rows * 4);
   }
-  send(out.scales_.data(), piece);
+  send(to, piece);
   return out;
 }
 

@@ -20,6 +20,10 @@ class CudaMatrix {
   // the device has it all.
   static CudaMatrix load(CudaQueue& queue, std::span<const WeightSource> sources,
                          Precision precision);
+  // As load() makes it, save for its contents: for weights that another rank has.
+  static CudaMatrix room(std::span<const WeightSource> sources, Precision precision);
+  // What load() would hold.
+  static int64_t bytes_of(std::span<const WeightSource> sources, Precision precision);
 
   WeightFormat format() const { return format_; }
   int64_t n() const { return n_; }
@@ -27,21 +31,30 @@ class CudaMatrix {
   int64_t bytes() const { return n_ * row_bytes() + scale_bytes(); }
   const std::byte* data() const { return memory_.data(); }  // on the device
   // F8: [n] on the device, what the weights of a row are times; and WeightSource::input_bound.
-  const float* row_scales() const { return reinterpret_cast<const float*>(scales_.data()); }
+  const float* row_scales() const { return reinterpret_cast<const float*>(scales()); }
   float input_bound() const { return input_bound_; }
+  // Weights, then scales.
+  std::span<std::byte> contents() { return {memory_.data(), static_cast<size_t>(bytes())}; }
+  std::span<const std::byte> contents() const {
+    return {memory_.data(), static_cast<size_t>(bytes())};
+  }
   // As a table whose rows embed() looks up; all of it on the device.
   WeightSource rows() const {
-    return {format_, memory_.data(), n_, k_, 0, row_bytes(), scales_.data(), input_bound_};
+    return {format_, memory_.data(), n_, k_, 0, row_bytes(), scales(), input_bound_};
   }
 
  private:
   int64_t row_bytes() const { return k_ * block_of(format_).bytes; }
   int64_t scale_bytes() const { return format_ == WeightFormat::kF8E4M3 ? n_ * 4 : 0; }
+  // Behind the weights, whose number is a multiple of 256 in F8; null: none.
+  const std::byte* scales() const {
+    return scale_bytes() > 0 ? memory_.data() + n_ * row_bytes() : nullptr;
+  }
 
   WeightFormat format_ = WeightFormat::kF32;
   int64_t n_ = 0, k_ = 0;
   float input_bound_ = 0;
-  CudaQueue::Memory memory_, scales_;
+  CudaQueue::Memory memory_;
 };
 
 }  // namespace annulus::kernels

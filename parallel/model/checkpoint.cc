@@ -413,6 +413,10 @@ int64_t Checkpoint::file_bytes() const {
   return total;
 }
 
+bool Checkpoint::is_shared() const {
+  return !files_.empty() && on_network(files_.front().path());
+}
+
 void Checkpoint::drop_resident() const {
   for (const MappedFile& file : files_) file.drop_resident();
 }

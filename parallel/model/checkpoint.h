@@ -46,6 +46,13 @@ class Checkpoint {
   static absl::StatusOr<Checkpoint> open(const std::string& path,
                                          const ConfigOverrides& overrides = {});
 
+  // A model that is elsewhere: config, and the shapes and formats of its matrices, without weights
+  // (their data is null) nor norms. For a rank that is sent its weights. Errors: InvalidArgument.
+  static absl::StatusOr<Checkpoint> from_outline(std::string_view outline);
+  std::string outline() const;
+  bool is_outline() const { return tensors_.embedding.data == nullptr; }
+  bool is_generated() const { return generated_.has_value(); }
+
   const LlamaConfig& config() const { return config_; }
   const ModelTensors& tensors() const { return tensors_; }
 
@@ -60,6 +67,8 @@ class Checkpoint {
 
   int64_t file_bytes() const;  // of all files that hold tensors
   void drop_resident() const;  // see MappedFile
+  // Whether the files lie on a network file system, which other hosts read too.
+  bool is_shared() const;
 
  private:
   absl::Status load_gguf(MappedFile file, const ConfigOverrides& overrides);

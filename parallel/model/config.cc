@@ -124,7 +124,9 @@ absl::Status apply(const ConfigOverrides& overrides, LlamaConfig& config) {
   return absl::OkStatus();
 }
 
-absl::Status validate(const LlamaConfig& config, const std::string& label) {
+}  // namespace
+
+absl::Status check_config(const LlamaConfig& config, const std::string& label) {
   const auto bad = [&](const auto&... parts) { return refuse(label, absl::StrCat(parts...)); };
   // Message tags have ten bits for the layer; the head and the machine's measurement use two more.
   if (config.layers > 1022) return bad(config.layers, " layers are more than the 1022 supported");
@@ -142,6 +144,8 @@ absl::Status validate(const LlamaConfig& config, const std::string& label) {
   const absl::Status scaling = check_scaling(config.rope_scaling);
   return scaling.ok() ? scaling : refuse(label, std::string(scaling.message()));
 }
+
+namespace {
 
 absl::Status read_gguf_scaling(const GgufFile& gguf, LlamaConfig& config) {
   const std::string& label = gguf.label();
@@ -303,7 +307,7 @@ absl::StatusOr<LlamaConfig> config_from_gguf(const GgufFile& gguf,
   absl::Status status =
       overrides.rope_scaling.empty() ? read_gguf_scaling(gguf, config) : absl::OkStatus();
   if (status.ok()) status = apply(overrides, config);
-  if (status.ok()) status = validate(config, gguf.label());
+  if (status.ok()) status = check_config(config, gguf.label());
   if (!status.ok()) return status;
   return config;
 }
@@ -351,7 +355,7 @@ absl::StatusOr<LlamaConfig> config_from_json(std::string_view text, const std::s
     if (!status.ok()) return status;
   }
   status = apply(overrides, config);
-  if (status.ok()) status = validate(config, label);
+  if (status.ok()) status = check_config(config, label);
   if (!status.ok()) return status;
   return config;
 }

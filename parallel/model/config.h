@@ -59,6 +59,9 @@ absl::StatusOr<LlamaConfig> config_from_gguf(const GgufFile& gguf,
 absl::StatusOr<LlamaConfig> config_from_json(std::string_view json, const std::string& label,
                                              const ConfigOverrides& overrides = {});
 
+// Whether this engine can run it; sizes are positive. label begins the error.
+absl::Status check_config(const LlamaConfig& config, const std::string& label);
+
 absl::StatusOr<RopeScaling> parse_rope_scaling(std::string_view text);
 
 // One line for the log if the overrides lead away from how the model was trained, else empty.

@@ -4,9 +4,12 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 #include <utility>
 
@@ -63,6 +66,29 @@ MappedFile::~MappedFile() {
 
 void MappedFile::drop_resident() const {
   if (!bytes_.empty()) madvise(const_cast<std::byte*>(bytes_.data()), bytes_.size(), MADV_DONTNEED);
+}
+
+bool on_network(const std::string& path) {
+  // statfs(2) and linux/magic.h; BeeGFS, GPFS, Lustre and PanFS: GNU coreutils, stat.
+  constexpr uint32_t kNetwork[] = {
+      0x6969,      // NFS
+      0xff534d42,  // CIFS
+      0xfe534d42,  // SMB 2
+      0x517b,      // SMB
+      0x0bd00bd0,  // Lustre
+      0x47504653,  // GPFS
+      0x19830326,  // BeeGFS
+      0xaad7aaea,  // PanFS
+      0x00c36400,  // Ceph
+      0x5346414f,  // AFS
+      0x6b414653,  // kAFS
+      0x01021997,  // 9P
+      0x65735546,  // FUSE: s3fs, gcsfuse, sshfs, GlusterFS
+  };
+  struct statfs info = {};
+  if (statfs(path.c_str(), &info) != 0) return false;
+  const auto magic = static_cast<uint32_t>(info.f_type);
+  return std::find(std::begin(kNetwork), std::end(kNetwork), magic) != std::end(kNetwork);
 }
 
 }  // namespace annulus::parallel

@@ -35,4 +35,8 @@ class MappedFile {
   std::span<const std::byte> bytes_;
 };
 
+// Whether a path is on a file system that a server keeps for many hosts (NFS, Lustre, ...), as the
+// kernel names it; false where it cannot tell.
+bool on_network(const std::string& path);
+
 }  // namespace annulus::parallel

@@ -10,7 +10,7 @@ using kernels::CpuQueue;  // NOLINT(misc-unused-using-decls): instantiations use
 
 template absl::StatusOr<LlamaWeights<CpuQueue>> load_weights(CpuQueue&, const Checkpoint&, int, int,
                                                              kernels::Precision,
-                                                             const LoadProgress&);
+                                                             const LoadProgress&, const OnMatrix&);
 template void forward(CpuQueue&, const LlamaConfig&, const LlamaWeights<CpuQueue>&, int32_t,
                       std::span<const int32_t>, kernels::ConstTensor, const LlamaHooks&,
                       kernels::Tensor);

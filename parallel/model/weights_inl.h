@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// load_weights(), instantiated for each queue in on_<device>.cc.
+// load_weights() and its pieces, instantiated for each queue in on_<device>.cc.
 #pragma once
 
+#include <algorithm>
+#include <chrono>
 #include <span>
 #include <utility>
 
@@ -9,65 +11,147 @@
 
 namespace annulus::parallel {
 
+// make(sources, matrix) for every matrix of the slice, in the order in which weights are loaded and
+// sent. weights.layers has its size.
+template <class Queue, class Make>
+void each_matrix(const Checkpoint& checkpoint, const RankSlice& slice, LlamaWeights<Queue>& weights,
+                 const Make& make) {
+  using Sources = std::span<const kernels::WeightSource>;
+  if constexpr (!Queue::kHostMemory) {
+    make(Sources{&checkpoint.tensors().embedding, 1}, weights.table);
+  }
+  for (size_t i = 0; i < slice.layers.size(); ++i) {
+    const LayerSlice& from = slice.layers[i];
+    LayerWeights<Queue>& to = weights.layers[i];
+    make(Sources{from.qkv}, to.qkv);
+    make(Sources{&from.o, 1}, to.o);
+    make(Sources{from.gate_up}, to.gate_up);
+    make(Sources{&from.down, 1}, to.down);
+  }
+  make(Sources{&slice.head, 1}, weights.head);
+}
+
+// The same order.
+template <class Queue>
+std::vector<std::span<const std::byte>> matrices_of(const LlamaWeights<Queue>& weights) {
+  std::vector<std::span<const std::byte>> out;
+  if constexpr (!Queue::kHostMemory) out.push_back(weights.table.contents());
+  for (const LayerWeights<Queue>& layer : weights.layers) {
+    for (const auto* matrix : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
+      out.push_back(matrix->contents());
+    }
+  }
+  out.push_back(weights.head.contents());
+  return out;
+}
+
+// All norms, [1 + 2 * layers, dim]: the output norm, then attn_norm and ffn_norm of each layer.
+template <class Layers>
+std::vector<float> join_norms(const std::vector<float>& output_norm, const Layers& layers) {
+  std::vector<float> all = output_norm;
+  for (const auto& layer : layers) {
+    for (const std::vector<float>* norm : {&layer.attn_norm, &layer.ffn_norm}) {
+      all.insert(all.end(), norm->begin(), norm->end());
+    }
+  }
+  return all;
+}
+template <class Queue>
+std::vector<float> norms_of(const LlamaWeights<Queue>& weights) {
+  std::vector<LayerTensors> layers(weights.layers.size());
+  for (size_t i = 0; i < layers.size(); ++i) {
+    layers[i].attn_norm = weights.layers[i].attn_norm.host();
+    layers[i].ffn_norm = weights.layers[i].ffn_norm.host();
+  }
+  return join_norms(weights.output_norm.host(), layers);
+}
+
+template <class Queue>
+void set_norms(Queue& queue, std::span<const float> all, LlamaWeights<Queue>& weights) {
+  const size_t dim = all.size() / (1 + 2 * weights.layers.size());
+  const auto next = [&] {
+    kernels::Mirror<Queue, float> out({all.begin(), all.begin() + static_cast<int64_t>(dim)});
+    out.sync(queue);
+    weights.bytes += static_cast<int64_t>(dim * sizeof(float));
+    all = all.subspan(dim);
+    return out;
+  };
+  weights.output_norm = next();
+  for (LayerWeights<Queue>& layer : weights.layers) {
+    layer.attn_norm = next();
+    layer.ffn_norm = next();
+  }
+}
+
+// What embed() looks rows up in: a table that the weights hold, or the mapping of the file.
+template <class Queue>
+void set_embedding(const Checkpoint& checkpoint, LlamaWeights<Queue>& weights) {
+  weights.embedding = checkpoint.tensors().embedding;
+  if constexpr (!Queue::kHostMemory) {
+    weights.embedding = weights.table.rows();
+  } else if (weights.file_table.bytes() > 0) {
+    weights.embedding.data = weights.file_table.data();
+    if (weights.embedding.format == kernels::WeightFormat::kF8E4M3) {
+      weights.embedding.row_scales = weights.embedding.data + source_bytes(weights.embedding);
+    }
+  }
+}
+
+// Fills in weights.digest.
+template <class Queue>
+void set_digest(Queue& queue, LlamaWeights<Queue>& weights) {
+  constexpr size_t kPiece = size_t{32} << 20;  // on its way from the device
+  constexpr auto kPatience = std::chrono::seconds(60);
+  const std::vector<float> norms = norms_of(weights);
+  uint64_t digest = digest_bytes(std::as_bytes(std::span(norms)), 0);
+  std::vector<std::byte> piece;
+  for (std::span<const std::byte> matrix : matrices_of(weights)) {
+    if constexpr (Queue::kHostMemory) {
+      digest = digest_bytes(matrix, digest);
+    } else {
+      for (; !matrix.empty(); matrix = matrix.subspan(piece.size())) {
+        piece.resize(std::min(kPiece, matrix.size()));
+        queue.download(std::span(piece), matrix.data());
+        queue.finish(std::chrono::steady_clock::now() + kPatience);
+        digest = digest_bytes(piece, digest);
+      }
+    }
+  }
+  weights.digest = digest;
+}
+
 template <class Queue>
 absl::StatusOr<LlamaWeights<Queue>> load_weights(Queue& queue, const Checkpoint& checkpoint,
                                                  int tp_rank, int tp_size,
                                                  kernels::Precision precision,
-                                                 const LoadProgress& progress) {
-  using Matrix = typename Queue::Matrix;
-  const LlamaConfig& config = checkpoint.config();
+                                                 const LoadProgress& progress,
+                                                 const OnMatrix& on_matrix) {
   const ModelTensors& tensors = checkpoint.tensors();
-  const absl::Status status = check_tp(config, tp_size);
+  const absl::Status status = check_tp(checkpoint.config(), tp_size);
   if (!status.ok()) return status;
 
-  const kernels::WeightSource head = slice_head(config, tensors, tp_rank, tp_size);
-  std::vector<LayerSlice> slices;
-  for (const LayerTensors& layer : tensors.layers) {
-    slices.push_back(slice_layer(config, layer, tp_rank, tp_size));
-  }
+  const RankSlice slice = slice_rank(checkpoint, tp_rank, tp_size);
+  LlamaWeights<Queue> weights;
+  weights.layers.resize(slice.layers.size());
   const auto all_of = [](std::span<const kernels::WeightSource> sources) {
     int64_t bytes = 0;
     for (const kernels::WeightSource& source : sources) bytes += source_bytes(source);
     return bytes;
   };
-  int64_t done = 0, total = source_bytes(head);
-  for (const LayerSlice& slice : slices) {
-    total += all_of(slice.qkv) + source_bytes(slice.o) + all_of(slice.gate_up) +
-             source_bytes(slice.down);
-  }
-  if (!Queue::kHostMemory) total += source_bytes(tensors.embedding);
+  int64_t done = 0, total = 0;
+  each_matrix(checkpoint, slice, weights,
+              [&](auto sources, const auto&) { total += all_of(sources); });
 
-  LlamaWeights<Queue> weights;
-  const auto load = [&](std::span<const kernels::WeightSource> sources) {
-    Matrix matrix = Matrix::load(queue, sources, precision);
+  set_norms(queue, std::span<const float>(join_norms(tensors.output_norm, tensors.layers)),
+            weights);
+  each_matrix(checkpoint, slice, weights, [&](auto sources, auto& matrix) {
+    matrix = Queue::Matrix::load(queue, sources, precision);
     weights.bytes += matrix.bytes();
     done += all_of(sources);
     if (progress) progress(done, total);
-    return matrix;
-  };
-  const auto norm = [&](const std::vector<float>& values) {
-    kernels::Mirror<Queue, float> out(values);
-    out.sync(queue);
-    weights.bytes += static_cast<int64_t>(values.size() * sizeof(float));
-    return out;
-  };
-  weights.embedding = tensors.embedding;
-  if constexpr (!Queue::kHostMemory) {
-    weights.table = load({&tensors.embedding, 1});
-    weights.embedding = weights.table.rows();
-  }
-  weights.output_norm = norm(tensors.output_norm);
-  for (size_t i = 0; i < slices.size(); ++i) {
-    const LayerSlice& slice = slices[i];
-    LayerWeights<Queue>& layer = weights.layers.emplace_back();
-    layer.attn_norm = norm(tensors.layers[i].attn_norm);
-    layer.ffn_norm = norm(tensors.layers[i].ffn_norm);
-    layer.qkv = load(slice.qkv);
-    layer.o = load({&slice.o, 1});
-    layer.gate_up = load(slice.gate_up);
-    layer.down = load({&slice.down, 1});
-  }
-  weights.head = load({&head, 1});
+    if (on_matrix) on_matrix(std::as_const(matrix).contents());
+  });
+  set_embedding(checkpoint, weights);
   checkpoint.drop_resident();
   return weights;
 }

@@ -42,6 +42,7 @@ constexpr const char* kWorkerExamples = R"(Examples:
   srun --ntasks 4 annulus worker --connect $HEAD:50052 --model M.gguf      (ANNULUS_SECRET is exported)
   mpirun -np 4 annulus worker --connect head:50052 --model M.gguf          (the rank is Open MPI's)
   annulus worker --ranks 8 --model M.gguf --device cuda                    (in each pod of a LeaderWorkerSet: eight ranks)
+  annulus worker --connect head:50052 --rank 3 --no-model                  (a peer sends its weights)
 Rank and leader come from the launcher where the flags are absent: SLURM_*, OMPI_*, LWS_*, or RANK and WORLD_SIZE.
 `annulus serve --workers external` prints these commands with everything filled in.
 It outlives its front end by --orphan-timeout. Ends with 0 when told to, with 1 when no front end comes back, with 2 when it
@@ -134,7 +135,7 @@ struct ModelFlags {
 struct ServeFlags {
   ModelFlags model;
   ServeConfig config;
-  std::string attention = "auto", precision = "default", workers = "local";
+  std::string attention = "auto", precision = "default", workers = "local", weights = "auto";
 };
 
 int serve(ServeFlags& flags) {
@@ -158,6 +159,7 @@ int serve(ServeFlags& flags) {
   config.isa = std::min(*isa, kernels::detect_cpu_isa());
   config.device = flags.model.device;
   config.local_workers = flags.workers == "local";
+  config.weights = *parse_weight_policy(flags.weights);
   const char* known = std::getenv("ANNULUS_SECRET");
   config.secret_is_known = known != nullptr && *known != '\0' && config.secret == known;
   if (config.local_workers) {
@@ -247,7 +249,7 @@ int work(WorkerFlags& flags) {
   if (!set_up_logging(who, flags.model.log_level)) {
     return refuse("worker", no_log_level(flags.model.log_level));
   }
-  if (!flags.doctor) {
+  if (!flags.doctor && !options.no_model) {
     const auto path = flags.model.path();
     if (!path.ok()) return refuse("worker", path.status().message());
     options.model = *path;
@@ -290,6 +292,11 @@ void add_serve(CLI::App& app, Command& run) {
   option("--workers", flags->workers,
          "local: started here; external: they attach, their commands are printed")
       ->check(CLI::IsMember({"local", "external"}));
+  option("--weights", flags->weights,
+         "who reads the model's file. read: every rank. send: one rank of a tensor-parallel slice, "
+         "and sends the weights to its context-parallel peers. auto: a rank is sent what it would "
+         "read from a network file system and a rank on another host has")
+      ->check(CLI::IsMember({"auto", "read", "send"}));
   option("--control-listen", config.control_host, "address that workers attach to");
   option("--control-port", config.control_port, "its port; 0: any free one")
       ->check(CLI::Range(0, 65535));
@@ -332,6 +339,13 @@ void add_worker(CLI::App& app, Command& run) {
   CLI::App* worker_app = app.add_subcommand("worker", "Runs one rank for a front end");
   worker_app->footer(kWorkerExamples);
   flags->model.add_to(*worker_app);
+  CLI::Option* const no_model = worker_app->add_flag(
+      "--no-model", options.no_model,
+      "this host has no model file: a context-parallel peer sends its weights, the front end its "
+      "shape and context");
+  for (const char* flag : {"--model", "--context", "--rope-theta", "--rope-scaling"}) {
+    no_model->excludes(worker_app->get_option(flag));
+  }
   worker_app
       ->add_option("--connect", options.connect, "HOST:PORT of the front end's control server")
       ->take_last()
@@ -362,7 +376,8 @@ void add_worker(CLI::App& app, Command& run) {
       ->default_str("rank modulo the GPUs of this host");
   worker_app
       ->add_flag("--doctor", flags->doctor, "for `annulus doctor`: to be measured, without a model")
-      ->excludes("--model");
+      ->excludes("--model")
+      ->excludes("--no-model");
   worker_app->add_option("--transports", options.transports,
                          "UCX transports, for example tcp,self; default: shared memory within a "
                          "host, the best network between");

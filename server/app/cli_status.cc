@@ -66,6 +66,8 @@ void print_json(const v1::GetModelResponse& model, const v1::GetClusterResponse&
                      {"cpu_isa", rank.cpu_isa()},
                      {"threads", rank.threads()},
                      {"weight_bytes", rank.weight_bytes()},
+                     {"load_s", rank.load_s()},
+                     {"weights_from", rank.has_weights_from() ? rank.weights_from() : -1},
                      {"kv_rows", rank.kv_rows()},
                      {"kv_bytes", rank.kv_bytes()},
                      {"resident_bytes", rank.resident_bytes()},

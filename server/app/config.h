@@ -15,6 +15,7 @@
 #include "parallel/model/config.h"
 #include "parallel/step.h"
 #include "parallel/topology.h"
+#include "server/weight_routes.h"
 
 namespace annulus::server {
 
@@ -27,6 +28,7 @@ struct ServeConfig {
   std::string ready_file;                      // gets the port once ready
   std::optional<parallel::Variant> attention;  // empty: auto
   kernels::Precision precision = kernels::Precision::kDefault;
+  WeightPolicy weights = WeightPolicy::kAuto;
   int threads = 0;  // a rank; 0: cores / ranks
   kernels::CpuIsa isa = kernels::CpuIsa::kPortable;
   std::string device = "cpu";  // or "cuda"

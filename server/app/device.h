@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a worker computes on, chosen once: the CPU or one GPU. A Device holds the weights of the
 // last assignment over epochs; an EpochRank is what it holds in one: the data plane and the Rank,
-// made in two steps, because the addresses of all ranks travel in between. Used by the compute
-// thread, save EpochRank's abort() and breadcrumb(), which any thread calls at any time. Errors:
-// Status for what an operator can mend, DeviceError from load(), meet() and rank().apply().
+// made in steps, because the addresses of all ranks travel in between: connect(), load(), meet().
+// Used by the compute thread, save EpochRank's abort() and breadcrumb(), which any thread calls at
+// any time. Errors: Status for what an operator can mend, DeviceError from load(), meet() and
+// rank().apply().
 #pragma once
 
 #include <cstdint>
@@ -21,6 +22,7 @@
 #include "parallel/rank.h"
 #include "parallel/ring_policy.h"
 #include "parallel/topology.h"
+#include "parallel/weight_transfer.h"
 #include "server/examination.h"
 
 namespace annulus::server {
@@ -30,9 +32,14 @@ class EpochRank {
   virtual ~EpochRank() = default;
   virtual int64_t epoch() const = 0;
   virtual std::string address() const = 0;
-  // Connects to the others and measures the machine together with them.
-  virtual absl::StatusOr<parallel::MachineProfile> meet(std::span<const std::string> addresses,
-                                                        const parallel::LlamaConfig& config,
+  virtual absl::Status connect(std::span<const std::string> addresses) = 0;
+  // The device holds the weights afterwards, and those that the route names have been sent them.
+  // They are the device's even where it throws because a receiver was lost.
+  virtual absl::Status load(const parallel::Checkpoint& checkpoint,
+                            const parallel::WeightRoute& route,
+                            const parallel::LoadProgress& progress) = 0;
+  // Waits until all ranks have weights, and measures the machine together with them.
+  virtual absl::StatusOr<parallel::MachineProfile> meet(const parallel::LlamaConfig& config,
                                                         const parallel::RankOptions& options) = 0;
   // Connects to the others and measures everybody by itself, without weights, instead of meet().
   // The facts are those that only the device and its links know (server/examination.h).
@@ -45,24 +52,31 @@ class EpochRank {
   virtual parallel::Rank::Breadcrumb breadcrumb() const = 0;
 };
 
+// Which weights.
+struct WeightKey {
+  uint64_t fingerprint = 0;  // of the model
+  int32_t tp = 0, tp_rank = -1;
+  kernels::Precision precision = kernels::Precision::kDefault;
+  friend bool operator==(const WeightKey&, const WeightKey&) = default;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
   virtual std::string name() const = 0;  // "avx2", "NVIDIA H100 80GB HBM3"
   // FailedPrecondition where it cannot be a rank of this layout: asked before anything is loaded.
   virtual absl::Status ready_for(parallel::Topology topology) const = 0;
-  // Drops what it held before: both at once might not fit.
-  virtual absl::Status load(const parallel::Checkpoint& checkpoint, int32_t tp_rank, int32_t tp,
-                            kernels::Precision precision,
-                            const parallel::LoadProgress& progress) = 0;
+  virtual bool holds_weights() const = 0;
   virtual int64_t weight_bytes() const = 0;
   // Why no later epoch can run in this process; empty where one can. Asked when an epoch has
   // failed.
   virtual std::string fault() const = 0;
-  // A rank with the weights that were loaded last; it shares them.
+  // A rank that will have these weights. Others that the device holds are dropped: both at once
+  // might not fit. The device outlives the rank.
   virtual absl::StatusOr<std::shared_ptr<EpochRank>> begin(int64_t epoch,
                                                            parallel::Topology topology,
-                                                           int32_t world_rank) = 0;
+                                                           int32_t world_rank,
+                                                           const WeightKey& key) = 0;
 };
 
 // transports: UCX's list; empty: it chooses per peer.

@@ -18,34 +18,71 @@
 #include <string>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "server/app/device.h"
 
 namespace annulus::server {
+
+// What a device holds over epochs; null: nothing yet.
+template <class Queue>
+using HeldWeights = std::shared_ptr<const parallel::LlamaWeights<Queue>>;
 
 template <class Backend>
 class EpochRankOn final : public EpochRank {
  public:
   using Queue = typename Backend::Queue;
-  using Weights = std::shared_ptr<const parallel::LlamaWeights<Queue>>;
 
   EpochRankOn(Backend backend, int64_t epoch, parallel::Topology topology, int32_t world_rank,
-              Weights weights, std::unique_ptr<typename Backend::World> world)
+              kernels::Precision precision, HeldWeights<Queue>& held,
+              std::unique_ptr<typename Backend::World> world)
       : backend_(std::move(backend)),
         epoch_(epoch),
         topology_(topology),
         world_rank_(world_rank),
-        weights_(std::move(weights)),
+        precision_(precision),
+        held_(held),
         world_(std::move(world)) {}
 
   int64_t epoch() const override { return epoch_; }
   std::string address() const override { return world_->address(); }
+  absl::Status connect(std::span<const std::string> addresses) override {
+    return world_->connect(addresses);
+  }
 
-  absl::StatusOr<parallel::MachineProfile> meet(std::span<const std::string> addresses,
-                                                const parallel::LlamaConfig& config,
+  absl::Status load(const parallel::Checkpoint& checkpoint, const parallel::WeightRoute& route,
+                    const parallel::LoadProgress& progress) override {
+    using Weights = parallel::LlamaWeights<Queue>;
+    loader_ = backend_.loader();
+    auto& cp = *world_->groups().cp;
+    const parallel::WeightWish wish{
+        checkpoint, topology_.tp_rank(world_rank_), topology_.tp, precision_, route, progress};
+    if (held_ != nullptr) {
+      if (route.to >= 0) parallel::send_weights(*loader_, cp, wish, *held_);
+      return absl::OkStatus();
+    }
+    incoming_ = std::make_shared<Weights>();
+    if (route.from >= 0) {
+      absl::Status status = parallel::receive_weights(*loader_, cp, wish, *incoming_);
+      if (status.ok()) held_ = incoming_;
+      return status;
+    }
+    const absl::Cleanup keep = [this] {
+      if (incoming_->bytes > 0) held_ = incoming_;
+    };
+    const std::function loader = [this] { return backend_.loader(); };
+    return parallel::read_weights<Queue>(*loader_, loader, cp, wish, *incoming_);
+  }
+
+  absl::StatusOr<parallel::MachineProfile> meet(const parallel::LlamaConfig& config,
                                                 const parallel::RankOptions& options) override {
-    if (auto status = world_->connect(addresses); !status.ok()) return status;
-    auto rank = parallel::Rank::create(config, std::move(weights_), backend_.queue(),
-                                       world_->groups(), topology_, world_rank_, epoch_, options);
+    absl::Status same =
+        parallel::compare_weights(*loader_, *world_->groups().world, topology_, held_->digest);
+    if (!same.ok()) {
+      held_ = nullptr;  // nobody knows whose are wrong: the next epoch loads them again
+      return same;
+    }
+    auto rank = parallel::Rank::create(config, held_, backend_.queue(), world_->groups(), topology_,
+                                       world_rank_, epoch_, options);
     if (!rank.ok()) return rank.status();
     {
       const std::lock_guard lock(mutex_);
@@ -86,9 +123,12 @@ class EpochRankOn final : public EpochRank {
   const int64_t epoch_;
   const parallel::Topology topology_;
   const int32_t world_rank_;
-  Weights weights_;           // until meet()
-  mutable std::mutex mutex_;  // of the pointer below, not of what it points to
-  // Outlive the world, which may still write into their memory.
+  const kernels::Precision precision_;
+  HeldWeights<Queue>& held_;  // the device's
+  mutable std::mutex mutex_;  // of rank_, not of what it points to
+  // These outlive the world, which may still write into their memory.
+  std::unique_ptr<Queue> loader_;
+  std::shared_ptr<parallel::LlamaWeights<Queue>> incoming_;
   std::unique_ptr<Queue> queue_;  // of examine()
   std::unique_ptr<parallel::Rank> rank_;
   std::unique_ptr<typename Backend::World> world_;
@@ -97,8 +137,6 @@ class EpochRankOn final : public EpochRank {
 template <class Backend>
 class DeviceOn final : public Device {
  public:
-  using Weights = parallel::LlamaWeights<typename Backend::Queue>;
-
   explicit DeviceOn(Backend backend) : backend_(std::move(backend)) {}
 
   std::string name() const override { return backend_.name(); }
@@ -106,29 +144,24 @@ class DeviceOn final : public Device {
     return backend_.ready_for(topology);
   }
 
-  absl::Status load(const parallel::Checkpoint& checkpoint, int32_t tp_rank, int32_t tp,
-                    kernels::Precision precision, const parallel::LoadProgress& progress) override {
-    weights_.reset();
-    const auto queue = backend_.loader();
-    auto weights = parallel::load_weights(*queue, checkpoint, tp_rank, tp, precision, progress);
-    if (!weights.ok()) return weights.status();
-    weights_ = std::make_shared<const Weights>(*std::move(weights));
-    return absl::OkStatus();
-  }
   std::string fault() const override { return backend_.fault(); }
-  int64_t weight_bytes() const override { return weights_ ? weights_->bytes : 0; }
+  bool holds_weights() const override { return held_ != nullptr; }
+  int64_t weight_bytes() const override { return held_ ? held_->bytes : 0; }
 
   absl::StatusOr<std::shared_ptr<EpochRank>> begin(int64_t epoch, parallel::Topology topology,
-                                                   int32_t world_rank) override {
+                                                   int32_t world_rank,
+                                                   const WeightKey& key) override {
+    if (std::exchange(key_, key) != key) held_ = nullptr;
     auto world = backend_.world(topology, world_rank, epoch);
     if (!world.ok()) return world.status();
-    return std::make_shared<EpochRankOn<Backend>>(backend_, epoch, topology, world_rank, weights_,
-                                                  *std::move(world));
+    return std::make_shared<EpochRankOn<Backend>>(backend_, epoch, topology, world_rank,
+                                                  key.precision, held_, *std::move(world));
   }
 
  private:
   Backend backend_;
-  std::shared_ptr<const Weights> weights_;
+  WeightKey key_;  // of what is held, or was asked for last
+  HeldWeights<typename Backend::Queue> held_;
 };
 
 }  // namespace annulus::server

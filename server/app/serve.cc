@@ -145,7 +145,9 @@ absl::Status FrontEnd::start_engine() {
       .kv_capacity_rows = config_.kv_rows,
       .page_tokens = config_.page_tokens,
       .workspace_limit_bytes = workspace_bytes,
-      .profile = config_.profile};
+      .profile = config_.profile,
+      .weights = config_.weights,
+      .outline = model_.checkpoint->is_generated() ? "" : model_.checkpoint->outline()};
   control.on_stuck = [this](int64_t pid) {
     if (workers_) workers_->replace(pid);
   };

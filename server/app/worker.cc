@@ -20,6 +20,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "kernels/core/check.h"
 #include "parallel/model/checkpoint.h"
 #include "server/app/build.h"
@@ -63,19 +64,19 @@ float us_since(Clock::time_point start) {
   return std::chrono::duration<float, std::micro>(Clock::now() - start).count();
 }
 
-// Which weights the device holds, of the last assignment; kept over epochs and attachments.
-struct HeldWeights {
-  int32_t world_rank = -1;  // -1: none yet
-  int32_t tp = 0, tp_rank = -1;
-  kernels::Precision precision = kernels::Precision::kDefault;
+// What is kept over epochs and attachments, beside the device.
+struct Kept {
+  // The model's files, or where this host has none, the outline of the last assignment. Empty: for
+  // `annulus doctor`.
+  std::optional<parallel::Checkpoint> checkpoint;
+  int32_t last_rank = -1;  // -1: none yet
 };
 
 // One attachment to a front end.
 class Session {
  public:
-  Session(const WorkerOptions& options, const parallel::Checkpoint* checkpoint, Device& device,
-          HeldWeights& held, ControlClient& client)
-      : options_(options), checkpoint_(checkpoint), device_(device), held_(held), client_(client) {}
+  Session(const WorkerOptions& options, Kept& kept, Device& device, ControlClient& client)
+      : options_(options), kept_(kept), device_(device), client_(client) {}
 
   SessionEnd run();
   bool heard() const { return heard_; }  // after run(): whether a front end said anything
@@ -91,6 +92,9 @@ class Session {
   absl::Status assign(const v1::Assignment& assignment);
   void on_peers(const v1::Peers& peers);
   void examine(EpochRank& epoch, const std::vector<std::string>& addresses);
+  absl::Status meet(EpochRank& epoch, const std::vector<std::string>& addresses,
+                    const v1::WeightRoute& weights);
+  absl::Status load(EpochRank& epoch, const v1::WeightRoute& weights, double& load_s);
   void on_plan(const v1::Plan& plan);
   void fail(const std::string& what);
   void drop_epoch();
@@ -98,9 +102,8 @@ class Session {
   bool over(int64_t epoch);
 
   const WorkerOptions& options_;
-  const parallel::Checkpoint* checkpoint_;  // null: for `annulus doctor`
+  Kept& kept_;
   Device& device_;
-  HeldWeights& held_;
   ControlClient& client_;
   Inbox inbox_;
 
@@ -127,9 +130,13 @@ SessionEnd Session::run() {
   registration->set_pid(getpid());
   registration->set_cpu_isa(device_.name());
   registration->set_threads(options_.threads);
-  registration->set_model_fingerprint(checkpoint_ != nullptr ? checkpoint_->fingerprint() : 0);
+  const bool shared = kept_.checkpoint && kept_.checkpoint->is_shared();
+  registration->set_model_file(options_.no_model ? v1::MODEL_FILE_NONE
+                               : shared          ? v1::MODEL_FILE_SHARED
+                                                 : v1::MODEL_FILE_LOCAL);
+  if (kept_.checkpoint) registration->set_model_fingerprint(kept_.checkpoint->fingerprint());
   registration->set_secret(options_.secret);
-  if (held_.world_rank >= 0) registration->set_last_rank(held_.world_rank);
+  if (kept_.last_rank >= 0) registration->set_last_rank(kept_.last_rank);
   if (!client_.write(std::move(hello))) return SessionEnd::kDisconnected;
 
   std::thread reader([this] { read_loop(); });
@@ -260,7 +267,7 @@ void Session::on_assignment(const v1::Assignment& assignment) {
   drop_epoch();
   if (over(assignment.epoch())) return;
   assignment_ = assignment;
-  attempt("for the weights", [&] {
+  attempt("for the data plane", [&] {
     const absl::Status status = assign(assignment);
     if (!status.ok()) fail(std::string(status.message()));
   });
@@ -272,13 +279,17 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
       assignment.world_rank() >= topology.world()) {
     return absl::InvalidArgumentError("the assignment names no rank of its layout");
   }
-  if (assignment.examine() != (checkpoint_ == nullptr)) {
+  if (assignment.examine() != (options_.model.empty() && !options_.no_model)) {
     return absl::InvalidArgumentError("the assignment is of another kind than this worker");
   }
   if (absl::Status ready = device_.ready_for(topology); !ready.ok()) return ready;
+  if (options_.no_model) {
+    auto outline = parallel::Checkpoint::from_outline(assignment.outline());
+    if (!outline.ok()) return outline.status();
+    kept_.checkpoint = *std::move(outline);
+  }
   const kernels::Precision precision =
       assignment.precision() == "fp32" ? kernels::Precision::kF32 : kernels::Precision::kDefault;
-  const int32_t tp_rank = topology.tp_rank(assignment.world_rank());
   kernels::set_check_context(absl::StrCat("rank ", assignment.world_rank()));
   rank_options_ = {.precision = precision,
                    .kv_capacity_rows = assignment.kv_capacity_rows(),
@@ -289,43 +300,20 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
                    .threads = options_.threads,
                    .isa = options_.isa};
 
+  WeightKey key;
   if (assignment.examine()) {
     spdlog::debug("rank {}: to be examined", assignment.world_rank());
-  } else if (held_.world_rank < 0 || held_.tp != topology.tp || held_.tp_rank != tp_rank ||
-             held_.precision != precision) {
-    held_ = {};
-    const Clock::time_point began = Clock::now();
-    Clock::time_point told = began;
-    absl::Status loaded = device_.load(*checkpoint_, tp_rank, topology.tp, precision,
-                                       [&](int64_t done, int64_t total) {
-                                         if (Clock::now() - told < kHeartbeat) return;
-                                         told = Clock::now();
-                                         v1::WorkerMessage message;
-                                         message.mutable_load_progress()->set_done_bytes(done);
-                                         message.mutable_load_progress()->set_total_bytes(total);
-                                         client_.write(std::move(message));
-                                       });
-    if (!loaded.ok()) return loaded;
-    held_ = {.world_rank = assignment.world_rank(),
-             .tp = topology.tp,
-             .tp_rank = tp_rank,
-             .precision = precision};
-    const double seconds = static_cast<double>(us_since(began)) * 1e-6;
-    spdlog::info("rank {}: {} MB of weights loaded in {:.1f} s ({:.2f} GB/s)",
-                 assignment.world_rank(), device_.weight_bytes() >> 20, seconds,
-                 static_cast<double>(device_.weight_bytes()) * 1e-9 / seconds);
   } else {
-    held_.world_rank = assignment.world_rank();
-    spdlog::info("rank {}: epoch {} goes on with the weights that are here",
-                 assignment.world_rank(), assignment.epoch());
+    key = {kept_.checkpoint->fingerprint(), topology.tp, topology.tp_rank(assignment.world_rank()),
+           precision};
   }
-
-  auto epoch = device_.begin(assignment.epoch(), topology, assignment.world_rank());
+  auto epoch = device_.begin(assignment.epoch(), topology, assignment.world_rank(), key);
   if (!epoch.ok()) return epoch.status();
+  kept_.last_rank = assignment.world_rank();
   v1::WorkerMessage message;
   message.mutable_data_address()->set_epoch(assignment.epoch());
   message.mutable_data_address()->set_address((*epoch)->address());
-  message.mutable_data_address()->set_weight_bytes(device_.weight_bytes());
+  message.mutable_data_address()->set_holds_weights(device_.holds_weights());
   {
     const std::lock_guard lock(mutex_);
     epoch_ = *std::move(epoch);
@@ -341,19 +329,87 @@ void Session::on_peers(const v1::Peers& peers) {
   if (assignment_.examine()) {
     return attempt("while measuring", [&] { examine(*epoch, addresses); });
   }
-  attempt("for KV and workspace", [&] {
-    const auto profile = epoch->meet(addresses, checkpoint_->config(), rank_options_);
-    if (!profile.ok()) return fail(std::string(profile.status().message()));
-    v1::WorkerMessage message;
-    v1::Ready* ready = message.mutable_ready();
-    ready->set_epoch(epoch->epoch());
-    ready->set_kv_capacity_rows(epoch->rank().kv_capacity_rows());
-    for (const auto& [field, value] : profile_values(*profile)) {
-      (*ready->mutable_profile()->mutable_values())[field] = value;
-    }
-    step_ended_.reset();
-    client_.write(std::move(message));
+  attempt("for weights, KV and workspace", [&] {
+    const absl::Status status = meet(*epoch, addresses, peers.weights());
+    if (!status.ok()) fail(std::string(status.message()));
   });
+}
+
+absl::Status Session::meet(EpochRank& epoch, const std::vector<std::string>& addresses,
+                           const v1::WeightRoute& weights) {
+  if (absl::Status met = epoch.connect(addresses); !met.ok()) return met;
+  double load_s = 0;
+  if (absl::Status loaded = load(epoch, weights, load_s); !loaded.ok()) return loaded;
+  const auto profile = epoch.meet(kept_.checkpoint->config(), rank_options_);
+  if (!profile.ok()) return profile.status();
+  v1::WorkerMessage message;
+  v1::Ready* ready = message.mutable_ready();
+  ready->set_epoch(epoch.epoch());
+  ready->set_kv_capacity_rows(epoch.rank().kv_capacity_rows());
+  ready->set_weight_bytes(device_.weight_bytes());
+  ready->set_load_s(load_s);
+  for (const auto& [field, value] : profile_values(*profile)) {
+    (*ready->mutable_profile()->mutable_values())[field] = value;
+  }
+  step_ended_.reset();
+  client_.write(std::move(message));
+  return absl::OkStatus();
+}
+
+// load_s: 0 where the weights were here.
+absl::Status Session::load(EpochRank& epoch, const v1::WeightRoute& weights, double& load_s) {
+  const parallel::Topology topology{assignment_.tp(), assignment_.cp()};
+  const auto peer = [&](bool there, int32_t world_rank) -> absl::StatusOr<int32_t> {
+    if (!there) return -1;
+    const bool fits = world_rank >= 0 && world_rank < topology.world() &&
+                      world_rank != assignment_.world_rank() &&
+                      topology.tp_rank(world_rank) == topology.tp_rank(assignment_.world_rank());
+    if (fits) return topology.cp_rank(world_rank);
+    return absl::InvalidArgumentError(absl::StrCat("weights by way of rank ", world_rank));
+  };
+  const auto from = peer(weights.has_from(), weights.from());
+  const auto to = peer(weights.has_to(), weights.to());
+  if (!from.ok()) return from.status();
+  if (!to.ok()) return to.status();
+  const bool held = device_.holds_weights();
+  if (held && *from >= 0) return absl::InvalidArgumentError("weights for a rank that holds them");
+  if (!held && *from < 0 && kept_.checkpoint->is_outline()) {
+    return absl::InvalidArgumentError("nobody sends weights to a rank without the model's file");
+  }
+
+  if (*from >= 0) {
+    spdlog::info("rank {}: rank {} sends the weights", assignment_.world_rank(), weights.from());
+  }
+  const Clock::time_point began = Clock::now();
+  Clock::time_point told = began;
+  absl::Status loaded =
+      epoch.load(*kept_.checkpoint, {.from = *from, .to = *to, .table = weights.table()},
+                 [&](int64_t done, int64_t total) {
+                   if (Clock::now() - told < kHeartbeat) return;
+                   told = Clock::now();
+                   v1::WorkerMessage message;
+                   message.mutable_load_progress()->set_done_bytes(done);
+                   message.mutable_load_progress()->set_total_bytes(total);
+                   client_.write(std::move(message));
+                 });
+  if (!loaded.ok()) return loaded;
+  const double seconds = static_cast<double>(us_since(began)) * 1e-6;
+  const double gbytes_per_s = static_cast<double>(device_.weight_bytes()) * 1e-9 / seconds;
+  const std::string rate = absl::StrFormat("%.1f s (%.2f GB/s)", seconds, gbytes_per_s);
+  const std::string sent = *to < 0 ? "" : absl::StrCat(", sent on to rank ", weights.to());
+  if (held) {
+    spdlog::info("rank {}: epoch {} goes on with the weights that are here{}",
+                 assignment_.world_rank(), epoch.epoch(),
+                 sent.empty() ? sent : absl::StrCat(sent, " in ", rate));
+    return loaded;
+  }
+  load_s = seconds;
+  spdlog::info("rank {}: {} MB of weights loaded in {}, {}{}", assignment_.world_rank(),
+               device_.weight_bytes() >> 20, rate,
+               *from < 0 ? absl::StrCat("read from ", options_.model)
+                         : absl::StrCat("sent by rank ", weights.from()),
+               sent);
+  return loaded;
 }
 
 void Session::examine(EpochRank& epoch, const std::vector<std::string>& addresses) {
@@ -475,15 +531,15 @@ int run_worker(const WorkerOptions& options) {
   prctl(PR_SET_NAME, "annulus-worker");  // a local one was started as /proc/self/exe
   end_on_signals(absl::ToDoubleSeconds(options.drain_timeout));
   explain_bus_errors(options.model);
-  std::optional<parallel::Checkpoint> checkpoint;
+  Kept kept;
   if (!options.model.empty()) {
-    auto opened = parallel::Checkpoint::open(options.model, options.overrides);
-    if (!opened.ok()) {
-      const absl::string_view why = opened.status().message();
+    auto checkpoint = parallel::Checkpoint::open(options.model, options.overrides);
+    if (!checkpoint.ok()) {
+      const absl::string_view why = checkpoint.status().message();
       spdlog::error("{}", one_line({why.data(), why.size()}));
       return 2;
     }
-    checkpoint.emplace(*std::move(opened));
+    kept.checkpoint = *std::move(checkpoint);
   }
   auto device = device_of(options);
   if (!device.ok()) {
@@ -491,7 +547,6 @@ int run_worker(const WorkerOptions& options) {
     spdlog::error("{}", one_line({why.data(), why.size()}));
     return 2;
   }
-  HeldWeights held;
   absl::Time last_contact = absl::Now();
   absl::Duration retry = kFirstRetry;
   for (bool tried = false; told_to_end == 0; tried = true) {
@@ -505,7 +560,7 @@ int run_worker(const WorkerOptions& options) {
                                          tried ? std::min(left, kLongestRetry) : kLongestRetry);
     if (client.ok()) {
       const absl::Time attached = absl::Now();
-      Session session(options, checkpoint ? &*checkpoint : nullptr, **device, held, **client);
+      Session session(options, kept, **device, **client);
       const SessionEnd end = session.run();
       if (end == SessionEnd::kShutdown) return 0;
       if (end == SessionEnd::kRefused) return 2;

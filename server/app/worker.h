@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// `annulus worker`: one rank as a process. Attaches to the front end, is given a rank, loads its
-// slice of the weights once, and then, epoch after epoch, meets the other ranks and answers plans.
-// Weights stay as long as tensor-parallel slice and precision do; everything else dies with its
-// epoch. Threads: this one computes, one reads the control stream, one sends heartbeats.
+// `annulus worker`: one rank as a process. Attaches to the front end, is given a rank, reads its
+// slice of the weights or is sent it by a peer, and then, epoch after epoch, meets the other ranks
+// and answers plans. Weights stay as long as tensor-parallel slice and precision do; everything
+// else dies with its epoch. Threads: this one computes, one reads the control stream, one sends
+// heartbeats, and while weights are read and sent on, one reads.
 // Exit codes: 0 told to end, 1 the front end is gone for good, 2 refused (one line says why), 3 its
 // GPU or NCCL can do nothing more in this process.
 #pragma once
@@ -20,7 +21,8 @@ struct WorkerOptions {
   std::string connect;  // host:port of the front end's control server
   int32_t wanted_rank = -1;
   int32_t local_rank = -1;  // among the ranks of this host; -1: not known
-  std::string model;        // "": examined by `annulus doctor` instead of serving
+  std::string model;        // "": without no_model, examined by `annulus doctor`
+  bool no_model = false;    // this host has none: peers send everything
   parallel::ConfigOverrides overrides;
   int32_t threads = 1;
   kernels::CpuIsa isa = kernels::CpuIsa::kPortable;

@@ -361,6 +361,8 @@ v1::GetClusterResponse to_proto(const ClusterStatus& status) {
     proto->set_cpu_isa(rank.info.cpu_isa);
     proto->set_threads(rank.info.threads);
     proto->set_weight_bytes(rank.info.weight_bytes);
+    proto->set_load_s(rank.info.load_s);
+    if (rank.info.weights_from >= 0) proto->set_weights_from(rank.info.weights_from);
     proto->set_kv_rows(rank.kv_rows);
     proto->set_kv_bytes(rank.kv_bytes);
     proto->set_resident_bytes(rank.resident_bytes);

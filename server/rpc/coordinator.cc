@@ -95,7 +95,10 @@ void EpochCoordinator::received(WorkerId id, const v1::WorkerMessage& message, T
   }
   switch (message.message_case()) {
     case v1::WorkerMessage::kRegister: return on_register(id, worker, message.register_(), now);
-    case v1::WorkerMessage::kLoadProgress: worker.moved = now; return;
+    // Ranks wait for each other: what one receives another reads, and all start together.
+    case v1::WorkerMessage::kLoadProgress:
+      for (auto& [other_id, other] : workers_) other.moved = now;
+      return;
     case v1::WorkerMessage::kDataAddress: return on_address(worker, message.data_address(), now);
     case v1::WorkerMessage::kReady: return on_ready(id, worker, message.ready(), now);
     case v1::WorkerMessage::kHeartbeat: return on_heartbeat(worker, message.heartbeat(), now);
@@ -131,7 +134,15 @@ void EpochCoordinator::on_register(WorkerId id, Worker& worker, const v1::Regist
   if (!same_secret(message.secret(), plan_.secret)) {
     return refuse(id, "wrong secret: give the worker the secret of its front end", now);
   }
-  if (message.model_fingerprint() != plan_.model_fingerprint) {  // 0: of the doctor and its ranks
+  const bool has_model = message.model_file() != v1::MODEL_FILE_NONE;
+  if (!has_model && !plan_.examine && plan_.outline.empty()) {
+    return refuse(id,
+                  "a generated model is sent to nobody: start the worker with the front end's "
+                  "--model instead of --no-model",
+                  now);
+  }
+  if (message.model_fingerprint() != plan_.model_fingerprint && (has_model || plan_.examine)) {
+    // 0: of the doctor and its ranks
     return refuse(
         id,
         plan_.examine ? "this is `annulus doctor`: start its ranks with --doctor instead of a model"
@@ -201,6 +212,11 @@ void EpochCoordinator::seat(WorkerId id, Time now) {
                  .pid = claim.pid(),
                  .cpu_isa = one_line(claim.cpu_isa(), 64),
                  .threads = claim.threads()};
+  worker.weights = {.host = worker.info.host,
+                    .holds = false,
+                    .file = claim.model_file() == v1::MODEL_FILE_NONE     ? ModelFile::kNone
+                            : claim.model_file() == v1::MODEL_FILE_SHARED ? ModelFile::kShared
+                                                                          : ModelFile::kLocal};
   worker.claim.reset();
   by_rank_[static_cast<size_t>(worker.rank)] = id;
   spdlog::info("{} attached ({} threads, {})", describe(worker), worker.info.threads,
@@ -224,21 +240,42 @@ void EpochCoordinator::on_heartbeat(Worker& worker, const v1::Heartbeat& message
 }
 
 void EpochCoordinator::on_address(Worker& worker, const v1::DataAddress& message, Time now) {
-  if (message.epoch() != epoch_ || phase_ != Phase::kLoading) return;
+  if (message.epoch() != epoch_ || phase_ != Phase::kOpening) return;
   worker.address = message.address();
-  worker.info.weight_bytes = message.weight_bytes();
+  worker.weights.holds = message.holds_weights();
   worker.done = true;
   worker.moved = now;
-  if (!all_done()) return;
+  if (all_done()) send_peers(now);
+}
+
+void EpochCoordinator::send_peers(Time now) {
+  std::vector<WeightFacts> facts;
   v1::FrontMessage out;
   out.mutable_peers()->set_epoch(epoch_);
-  for (const WorkerId id : by_rank_) out.mutable_peers()->add_addresses(workers_.at(id).address);
-  next_phase(Phase::kMeeting, now);
-  broadcast(out);
+  for (const WorkerId id : by_rank_) {
+    out.mutable_peers()->add_addresses(workers_.at(id).address);
+    facts.push_back(workers_.at(id).weights);
+  }
+  const parallel::Topology& topology = plan_.topology;
+  const auto routes = route_weights(topology, facts, plan_.weights);
+  if (!routes.ok()) return end_epoch(std::string(routes.status().message()), now);
+  next_phase(Phase::kLoading, now);
+  for (int32_t rank = 0; rank < topology.world(); ++rank) {
+    const parallel::WeightRoute& route = (*routes)[static_cast<size_t>(rank)];
+    const int32_t tp_rank = topology.tp_rank(rank);
+    RankInfo& info = workers_.at(by_rank_[static_cast<size_t>(rank)]).info;
+    info.weights_from = route.from < 0 ? -1 : topology.world_rank(tp_rank, route.from);
+    v1::WeightRoute* const weights = out.mutable_peers()->mutable_weights();
+    weights->Clear();
+    weights->set_table(route.table);
+    if (route.from >= 0) weights->set_from(info.weights_from);
+    if (route.to >= 0) weights->set_to(topology.world_rank(tp_rank, route.to));
+    effects_.messages.push_back({by_rank_[static_cast<size_t>(rank)], out});
+  }
 }
 
 void EpochCoordinator::on_ready(WorkerId id, Worker& worker, const v1::Ready& message, Time now) {
-  if (message.epoch() != epoch_ || phase_ != Phase::kMeeting) return;
+  if (message.epoch() != epoch_ || phase_ != Phase::kLoading) return;
   if (plan_.examine) return on_examined(id, worker, message.examination(), now);
   const auto profile =
       profile_from_values({message.profile().values().begin(), message.profile().values().end()});
@@ -249,6 +286,8 @@ void EpochCoordinator::on_ready(WorkerId id, Worker& worker, const v1::Ready& me
   }
   worker.profile = *profile;
   worker.kv_capacity_rows = message.kv_capacity_rows();
+  worker.info.weight_bytes = message.weight_bytes();
+  worker.info.load_s = message.load_s();
   worker.done = true;
   worker.moved = now;
   if (!all_done()) return;
@@ -267,6 +306,7 @@ void EpochCoordinator::on_ready(WorkerId id, Worker& worker, const v1::Ready& me
     ready.ranks.push_back(entry.info);
   }
   begin_running(now);
+  log_weights(ready.ranks);
   spdlog::debug("epoch {} is ready: tp {} x cp {}, KV for {} tokens a rank", epoch_,
                 plan_.topology.tp, plan_.topology.cp, ready.kv_capacity_rows);
   effects_.events.emplace_back(std::move(ready));
@@ -298,6 +338,23 @@ void EpochCoordinator::begin_running(Time now) {
   v1::FrontMessage out;
   out.mutable_start()->set_epoch(epoch_);
   broadcast(out);
+}
+
+void EpochCoordinator::log_weights(const std::vector<RankInfo>& ranks) const {
+  int sent = 0, read = 0;
+  double slowest_s = 0;
+  for (const RankInfo& rank : ranks) {
+    if (rank.weights_from >= 0) {
+      ++sent;
+    } else if (rank.load_s > 0) {
+      ++read;
+    }
+    slowest_s = std::max(slowest_s, rank.load_s);
+  }
+  if (sent + read == 0) return;
+  spdlog::info("epoch {}: weights read by {} ranks, sent to {}, held by {}; the slowest took {} s",
+               epoch_, read, sent, static_cast<int>(ranks.size()) - read - sent,
+               one_decimal(slowest_s));
 }
 
 void EpochCoordinator::on_answer(WorkerId id, Worker& worker, const v1::StepAnswer& message,
@@ -345,7 +402,7 @@ void EpochCoordinator::tick(Time raw) {
     if (now - worker.heard > kSilence) {
       lost.emplace_back(id, absl::StrCat("no heartbeat for ",
                                          one_decimal(seconds_between(worker.heard, now)), " s"));
-    } else if ((phase_ == Phase::kLoading || phase_ == Phase::kMeeting) && worker.registered &&
+    } else if ((phase_ == Phase::kOpening || phase_ == Phase::kLoading) && worker.registered &&
                !worker.done && now - worker.moved > kStartSilence) {
       lost.emplace_back(id, absl::StrCat("no news for ", kStartSilence.count(), " s while epoch ",
                                          epoch_, " started"));
@@ -422,7 +479,7 @@ EpochCoordinator::Status EpochCoordinator::status() const {
              .waiting_for = {},
              .failed_starts = failed_starts_,
              .last_end = last_end_};
-  if (phase_ == Phase::kMeeting) {
+  if (phase_ == Phase::kLoading) {
     out.examined = 1;
     for (const WorkerId id : by_rank_) {
       out.examined = std::min(out.examined, id == 0 ? 0 : workers_.at(id).examined);
@@ -431,16 +488,16 @@ EpochCoordinator::Status EpochCoordinator::status() const {
   std::vector<size_t> missing;
   for (size_t rank = 0; rank < by_rank_.size(); ++rank) {
     const WorkerId id = by_rank_[rank];
-    const bool starting = phase_ == Phase::kLoading || phase_ == Phase::kMeeting;
+    const bool starting = phase_ == Phase::kOpening || phase_ == Phase::kLoading;
     if (id == 0 || (starting && !workers_.at(id).done)) missing.push_back(rank);
   }
   if (!missing.empty()) {
     out.waiting_for =
         absl::StrCat(missing.size() == 1 ? "rank " : "ranks ", absl::StrJoin(missing, ", "),
                      phase_ == Phase::kWaiting   ? " to attach"
-                     : phase_ == Phase::kLoading ? " to load weights"
+                     : phase_ == Phase::kOpening ? " to open the data plane"
                      : plan_.examine             ? " to measure"
-                                                 : " to meet the others");
+                                                 : " to load weights");
   }
   return out;
 }
@@ -458,7 +515,7 @@ void EpochCoordinator::begin_if_complete(Time now) {
   if (std::find(by_rank_.begin(), by_rank_.end(), 0) != by_rank_.end()) return;
   ++epoch_;
   epoch_began_ = now;
-  next_phase(Phase::kLoading, now);
+  next_phase(Phase::kOpening, now);
   for (size_t rank = 0; rank < by_rank_.size(); ++rank) {
     v1::FrontMessage out;
     v1::Assignment* assignment = out.mutable_assignment();
@@ -473,6 +530,9 @@ void EpochCoordinator::begin_if_complete(Time now) {
     assignment->set_workspace_limit_bytes(plan_.workspace_limit_bytes);
     assignment->set_profile(plan_.profile);
     assignment->set_examine(plan_.examine);
+    if (workers_.at(by_rank_[rank]).weights.file == ModelFile::kNone) {
+      assignment->set_outline(plan_.outline);
+    }
     effects_.messages.push_back({by_rank_[rank], std::move(out)});
   }
 }

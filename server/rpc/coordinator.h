@@ -3,9 +3,11 @@
 // who is attached, which rank each one is, how far the epoch has come, which steps are in flight.
 // No clock, no locks, no I/O: times and messages come in, effects go out through take(). Used by
 // ControlService, which carries the messages.
-//   waiting -> (all ranks attached) loading -> (all addresses) meeting -> (all ready) running
-// Any of them ends in waiting when a worker is lost (stream broken, silent for 3 s, no news while
-// it loads, an answer that does not fit), fails, or no rank moves for the deadline of a step. The
+//   waiting -> (all ranks attached) opening -> (all addresses) loading -> (all ready) running
+// With the addresses every rank says whether it holds its weights; the addresses of all go out with
+// the rank's part in reading and sending them (weight_routes.h). Any phase ends in waiting when a
+// worker is lost (stream broken, silent for 3 s, no news from any rank for 60 s while weights are
+// loaded, an answer that does not fit), fails, or no rank moves for the deadline of a step. The
 // next epoch begins as soon as all ranks are attached again, after a back-off where epochs keep
 // ending before they have done anything. Time in which the front end itself did not run (stopped, a
 // suspended machine) counts for nobody. A worker that asks for a rank with a holder waits until the
@@ -24,6 +26,7 @@
 #include "server/examination.h"
 #include "server/rank_link.h"
 #include "server/rpc/answer_check.h"
+#include "server/weight_routes.h"
 
 namespace annulus::server {
 
@@ -41,6 +44,8 @@ struct EpochPlan {  // what every epoch of this front end is
   int64_t workspace_limit_bytes = int64_t{256} << 20;
   bool profile = false;  // ranks report times by phase
   bool examine = false;  // no model, no steps: ranks measure and report, and that is the epoch
+  WeightPolicy weights = WeightPolicy::kAuto;
+  std::string outline;  // of the model, for workers without its file; empty: there are none
 };
 
 // What the ranks of an epoch that examines them have reported, by world rank.
@@ -95,7 +100,7 @@ class EpochCoordinator {
   static double deadline_s(double expected_us) { return 10 * expected_us * 1e-6 + 10; }
 
  private:
-  enum class Phase { kWaiting, kLoading, kMeeting, kRunning };
+  enum class Phase { kWaiting, kOpening, kLoading, kRunning };
   struct Worker {
     std::optional<v1::Register> claim;  // waits for a rank since:
     Time claimed;
@@ -106,6 +111,7 @@ class EpochCoordinator {
     Time moved;         // last message that brought the epoch's start nearer
     bool done = false;  // with the present phase
     std::string address;
+    WeightFacts weights;
     parallel::MachineProfile profile;
     int64_t kv_capacity_rows = 0;
     RankExamination examination;
@@ -128,6 +134,8 @@ class EpochCoordinator {
   void seat(WorkerId id, Time now);
   void seat_claims(Time now);
   void on_address(Worker& worker, const v1::DataAddress& message, Time now);
+  void send_peers(Time now);
+  void log_weights(const std::vector<RankInfo>& ranks) const;
   void on_ready(WorkerId id, Worker& worker, const v1::Ready& message, Time now);
   void on_examined(WorkerId id, Worker& worker, const v1::Examination& message, Time now);
   void begin_running(Time now);

@@ -135,11 +135,14 @@ void Cluster::start_worker(int rank) {
   if (options_.prefix) command = options_.prefix(rank);
   for (const std::string& part :
        {bench::annulus_binary(), std::string("worker"), std::string("--connect"),
-        absl::StrCat(options_.control_host, ":", control_port_), std::string("--model"),
-        options_.model, std::string("--threads"), std::string("1"), std::string("--rank"),
-        absl::StrCat(rank)}) {
+        absl::StrCat(options_.control_host, ":", control_port_), std::string("--threads"),
+        std::string("1"), std::string("--rank"), absl::StrCat(rank)}) {
     command.push_back(part);
   }
+  const std::vector<std::string> model = options_.model_flags
+                                             ? options_.model_flags(rank)
+                                             : std::vector<std::string>{"--model", options_.model};
+  command.insert(command.end(), model.begin(), model.end());
   command.insert(command.end(), options_.worker_flags.begin(), options_.worker_flags.end());
   worker(rank) = std::make_unique<Process>(std::move(command));
 }

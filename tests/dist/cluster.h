@@ -63,6 +63,8 @@ struct ClusterOptions {
   // What a rank's command begins with, for example a network namespace; empty: nothing.
   std::function<std::vector<std::string>(int rank)> prefix;
   std::vector<std::string> worker_flags;
+  // Where a rank has its model; empty: --model of the front end.
+  std::function<std::vector<std::string>(int rank)> model_flags;
 };
 
 class Cluster {

@@ -59,6 +59,12 @@ struct EngineProblem {
     auto weights = std::make_shared<const LlamaWeights<Queue>>(
         load_weights(*queue, *checkpoint, topology.tp_rank(world_rank), topology.tp, precision)
             .value());
+    return rank_on(std::move(queue), groups, topology, world_rank, std::move(weights));
+  }
+  template <class Queue>
+  std::unique_ptr<Rank> rank_on(std::unique_ptr<Queue> queue, Groups<Queue> groups,
+                                Topology topology, int32_t world_rank,
+                                std::shared_ptr<const LlamaWeights<Queue>> weights) const {
     return Rank::create(checkpoint->config(), std::move(weights), std::move(queue), groups,
                         topology, world_rank, 1, options())
         .value();

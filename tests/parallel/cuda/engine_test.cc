@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/matrix.h"
 #include "parallel/comm_nccl.h"
+#include "parallel/weight_transfer.h"
 #include "tests/parallel/cuda/engine_problem.h"
 #include "tests/parallel/cuda/scripted_nccl.h"
 #include "tests/support/run_ranks.h"
@@ -19,7 +20,32 @@ using kernels::Precision;
 using Case = std::tuple<Topology, Variant, Precision>;
 class CudaEngine : public ::testing::TestWithParam<Case> {};
 
-Answers answers_of(const EngineProblem& problem, Topology topology, Variant variant) {
+// Rank 0 of each TP slice reads, and where `sent`, the others are sent what it has.
+std::shared_ptr<const LlamaWeights<CudaQueue>> weights_of(const EngineProblem& problem,
+                                                          CudaQueue& queue, NcclWorld& world,
+                                                          Topology topology, int32_t me) {
+  const int32_t cp_rank = topology.cp_rank(me);
+  const WeightWish wish{*problem.checkpoint,
+                        topology.tp_rank(me),
+                        topology.tp,
+                        problem.precision,
+                        {.from = cp_rank - 1, .to = cp_rank + 1 < topology.cp ? cp_rank + 1 : -1},
+                        {}};
+  auto& cp = *world.groups().cp;
+  auto weights = std::make_shared<LlamaWeights<CudaQueue>>();
+  const std::function loader = [] { return std::make_unique<CudaQueue>(0); };
+  const absl::Status status = cp_rank == 0
+                                  ? read_weights<CudaQueue>(queue, loader, cp, wish, *weights)
+                                  : receive_weights(queue, cp, wish, *weights);
+  EXPECT_TRUE(status.ok()) << status;
+  const absl::Status same =
+      compare_weights(queue, *world.groups().world, topology, weights->digest);
+  EXPECT_TRUE(same.ok()) << same;
+  return weights;
+}
+
+Answers answers_of(const EngineProblem& problem, Topology topology, Variant variant,
+                   bool sent = false) {
   const int32_t ranks = topology.world();
   std::vector<std::string> addresses(static_cast<size_t>(ranks));
   std::barrier all(ranks);
@@ -31,7 +57,13 @@ Answers answers_of(const EngineProblem& problem, Topology topology, Variant vari
     addresses[static_cast<size_t>(me)] = world->address();
     all.arrive_and_wait();
     ASSERT_TRUE(world->connect(addresses).ok());
-    rank = problem.rank_on(std::make_unique<CudaQueue>(0), world->groups(), topology, me);
+    auto queue = std::make_unique<CudaQueue>(0);
+    if (sent) {
+      auto weights = weights_of(problem, *queue, *world, topology, me);
+      rank = problem.rank_on(std::move(queue), world->groups(), topology, me, std::move(weights));
+    } else {
+      rank = problem.rank_on(std::move(queue), world->groups(), topology, me);
+    }
     problem.run(*rank, topology, me, variant, [&](size_t step, const auto& wanted) {
       const std::lock_guard lock(mutex);
       answers[step].insert(answers[step].end(), wanted.begin(), wanted.end());
@@ -66,6 +98,13 @@ TEST(CudaEngineF8, AnswersAsOneRankWhateverCp) {
   problem.of_cpu = one;
   for (const Variant variant : {Variant::kPassKv, Variant::kPassQ})
     problem.expect_equal(answers_of(problem, {1, 2}, variant));
+  problem.expect_equal(answers_of(problem, {1, 2}, Variant::kPassKv, /*sent=*/true));
+}
+
+TEST(CudaWeights, ThatWereSentAnswerAsThoseThatWereRead) {
+  const EngineProblem fp32(Precision::kF32), bf16(Precision::kDefault);
+  fp32.expect_equal(answers_of(fp32, {2, 3}, Variant::kPassKv, /*sent=*/true));
+  bf16.expect_equal(answers_of(bf16, {1, 2}, Variant::kPassQ, /*sent=*/true));
 }
 
 std::string case_name(const ::testing::TestParamInfo<Case>& info) {

@@ -527,7 +527,91 @@ TEST_F(CoordinatorTest, WhoIsMissingIsToldOnce) {
   EXPECT_TRUE(coordinator_.take().events.empty());
   attach(2);
   coordinator_.tick(now_);
+  EXPECT_EQ(loss(coordinator_.take()), "waiting for ranks 0, 1 to open the data plane");
+  for (const int64_t id : {1, 2}) address(id, 1);
+  coordinator_.tick(now_);
   EXPECT_EQ(loss(coordinator_.take()), "waiting for ranks 0, 1 to load weights");
+}
+
+// A rank whose weights come from another has no news while that one reads.
+TEST_F(CoordinatorTest, WhileARankLoadsTheOthersMayWait) {
+  attach(1);
+  attach(2);
+  for (const int64_t id : {1, 2}) address(id, 1);
+  for (int i = 0; i < 3; ++i) {
+    pass(seconds(50), {1, 2});
+    v1::WorkerMessage message;
+    message.mutable_load_progress()->set_done_bytes(i);
+    coordinator_.received(1, message, now_);
+  }
+  EXPECT_TRUE(coordinator_.take().close.empty());
+  pass(seconds(61), {1, 2});
+  const auto effects = coordinator_.take();
+  EXPECT_EQ(effects.close.size(), 2u);
+  EXPECT_NE(loss(effects).find("no news for 60 s while epoch 1 started"), std::string::npos)
+      << loss(effects);
+}
+
+TEST_F(CoordinatorTest, PeersSayWhoSendsWeightsToWhom) {
+  EpochPlan sending = plan();
+  sending.weights = WeightPolicy::kSend;
+  sending.outline = "the outline";
+  coordinator_ = EpochCoordinator(sending);
+  coordinator_.start(now_);
+  attach(1, 0);
+  coordinator_.attached(2, now_);
+  v1::WorkerMessage without_file = registration(1, 1002);
+  without_file.mutable_register_()->set_model_file(v1::MODEL_FILE_NONE);
+  without_file.mutable_register_()->clear_model_fingerprint();
+  coordinator_.received(2, without_file, now_);
+  auto effects = coordinator_.take();
+  EXPECT_EQ(sent(effects, 1, v1::FrontMessage::kAssignment).at(0).assignment().outline(), "");
+  EXPECT_EQ(sent(effects, 2, v1::FrontMessage::kAssignment).at(0).assignment().outline(),
+            "the outline");
+  for (const int64_t id : {1, 2}) address(id, 1);
+  effects = coordinator_.take();
+  const auto route_to = [&](int64_t id) {
+    return sent(effects, id, v1::FrontMessage::kPeers).at(0).peers().weights();
+  };
+  EXPECT_FALSE(route_to(1).has_from());
+  EXPECT_EQ(route_to(1).to(), 1);
+  EXPECT_TRUE(route_to(1).table());
+  EXPECT_EQ(route_to(2).from(), 0);
+  EXPECT_FALSE(route_to(2).has_to());
+  for (const int64_t id : {1, 2}) ready(id, 1);
+  effects = coordinator_.take();
+  const auto& event = std::get<EpochReady>(effects.events.at(0));
+  EXPECT_EQ(event.ranks[0].weights_from, -1);
+  EXPECT_EQ(event.ranks[1].weights_from, 0);
+
+  // Whoever holds weights is sent none.
+  coordinator_.closed(1, now_);
+  attach(3, 0);
+  effects = coordinator_.take();
+  const int64_t epoch = coordinator_.status().epoch;
+  v1::WorkerMessage holding;
+  holding.mutable_data_address()->set_epoch(epoch);
+  holding.mutable_data_address()->set_holds_weights(true);
+  coordinator_.received(2, holding, now_);
+  address(3, epoch);
+  effects = coordinator_.take();
+  EXPECT_EQ(route_to(2).to(), 0);
+  EXPECT_EQ(route_to(3).from(), 1);
+}
+
+TEST_F(CoordinatorTest, AnEpochThatNobodyCanLoadEndsAndSaysWhy) {
+  EpochPlan outlined = plan();
+  outlined.outline = "the outline";
+  coordinator_ = EpochCoordinator(outlined);
+  coordinator_.start(now_);
+  for (const int64_t id : {1, 2}) {
+    coordinator_.attached(id, now_);
+    v1::WorkerMessage without_file = registration(-1, 1000 + id);
+    without_file.mutable_register_()->set_model_file(v1::MODEL_FILE_NONE);
+    coordinator_.received(id, without_file, now_);
+  }
+  for (const int64_t id : {1, 2}) address(id, 1);
+  EXPECT_NE(loss(coordinator_.take()).find("rank 0 on h has no model file"), std::string::npos);
 }
 
 TEST_F(CoordinatorTest, PlansOfAnEpochThatIsOverGoNowhere) {
