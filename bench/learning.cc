@@ -47,10 +47,9 @@ void LearningTrace::epoch(parallel::PolicyInput measured,
   row.regret = mean(regret);
   const parallel::MachineProfile& p = policy.profile;
   std::printf("%6zu %12.1f %11.1f %10.1f %9.1f | %9.3f %9.3f | %-9s %8d %7.2f%% %7.1f%%\n",
-              rows_.size() + 1, p.attend_flops_per_us / 1e3, p.link_bytes_per_us,
-              p.hop_overhead_us + p.link_latency_us, p.collective_overhead_us,
-              learner_.attention_factor(), learner_.transfer_factor(), letters.c_str(), row.changes,
-              100 * row.regret, 100 * std::ranges::max(regret));
+              rows_.size() + 1, p.attend_flops_per_us / 1e3, p.link_bytes_per_us, p.small_hop_us(),
+              p.collective_overhead_us, learner_.attention_factor(), learner_.transfer_factor(),
+              letters.c_str(), row.changes, 100 * row.regret, 100 * std::ranges::max(regret));
   std::fflush(stdout);
   rows_.push_back(row);
 }

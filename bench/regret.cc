@@ -54,7 +54,7 @@ class Regret {
     std::printf(
         "\n# link %.0f Mbit/s; measured: %.2f MB/s, %.0f us a hop, overlap %.2f; attention %.1f "
         "GFLOP/s: %.0f FLOP a byte\n%6s %6s | %27s | %27s | %27s | %-8s %-8s %7s  %s\n",
-        link_mbit, p.link_bytes_per_us, p.link_latency_us, p.overlap, p.attend_flops_per_us / 1e3,
+        link_mbit, p.link_bytes_per_us, p.small_hop_us(), p.overlap, p.attend_flops_per_us / 1e3,
         p.attend_flops_per_us / p.link_bytes_per_us, "miss%", "new", "pass-kv (predicted)",
         "pass-q (predicted)", "gather-q (predicted)", "fastest", "ours", "regret",
         "Algorithms 1, 5");

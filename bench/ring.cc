@@ -35,7 +35,7 @@ void print_row(const char* phase, const RankGroup& group, const std::vector<Step
   // latency.
   const MachineProfile& profile = group.policy().profile;
   const double transfer = static_cast<double>(bytes) / profile.link_bytes_per_us +
-                          static_cast<double>((ranks - 1) * shape.layers) * profile.link_latency_us;
+                          static_cast<double>((ranks - 1) * shape.layers) * profile.small_hop_us();
   std::printf(
       "%-8s %-8s %8lld %8lld %12lld %12lld %8.4f %7lld-%-7lld %8.2f %9.2f %9.1f %9.1f %9.1f "
       "%7.0f%%\n",
@@ -60,7 +60,7 @@ absl::Status run(const RankFlags& flags, const std::vector<int>& lengths, int de
       "# measured: attention %.1f GFLOP/s, KV read %.2f GB/s, link %.2f GB/s and %.1f us a hop, "
       "overlap %.2f\n",
       p.attend_flops_per_us / 1e3, p.kv_read_bytes_per_us / 1e3, p.link_bytes_per_us / 1e3,
-      p.link_latency_us, p.overlap);
+      p.small_hop_us(), p.overlap);
   std::printf(
       "# bytes: sent by the rank that sends most, all layers; formula: paper, with fp32 partials; "
       "hidden: share of\n"

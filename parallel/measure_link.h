@@ -19,6 +19,7 @@ struct LinkMeasure {
   double overlap = 1;  // share of such a hop that hides behind computing that polls: 0 none, 1 all
   double collective_overhead_us = 0;     // an all-to-all of 8 bytes for each
   double collective_bytes_per_us = 1e6;  // sent to all others
+  double small_hop_us() const { return overhead_us + latency_us; }
 };
 
 template <class Queue>

@@ -46,6 +46,7 @@ struct MachineProfile {
   double collective_bytes_per_us = 1e3;  // bytes that a rank sends to all others
   double op_overhead_us = 0;             // per pack, clear and merge
   double linear_us_per_row = 100;  // everything but attention, one row of a prefill, all layers
+  double small_hop_us() const { return hop_overhead_us + link_latency_us; }  // nothing beside it
 };
 
 struct AttentionShape {  // of one rank (TP slice)
