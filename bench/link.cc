@@ -66,11 +66,14 @@ class Pair {
     if (ring_.rank() != 0) return;
     if (flags_.json) {
       std::printf(
-          "{\"transport\":\"%s\",\"latency_us\":%.3f,\"bytes_per_us\":%.1f,\"overlap\":%.3f}\n",
-          transport, link.latency_us, link.bytes_per_us, link.overlap);
+          "{\"transport\":\"%s\",\"latency_us\":%.3f,\"overhead_us\":%.3f,\"bytes_per_us\":%.1f,"
+          "\"overlap\":%.3f}\n",
+          transport, link.small_hop_us(), link.overhead_us, link.bytes_per_us, link.overlap);
     } else {
-      std::printf("# as the policy sees it: latency %.2f us, %.0f bytes/us, overlap %.2f\n",
-                  link.latency_us, link.bytes_per_us, link.overlap);
+      std::printf(
+          "# as the policy sees it: latency %.2f us (%.2f of it the rank's own), %.0f "
+          "bytes/us, overlap %.2f\n",
+          link.small_hop_us(), link.overhead_us, link.bytes_per_us, link.overlap);
     }
     std::fflush(stdout);
   }

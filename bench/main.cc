@@ -10,6 +10,7 @@
 #include "bench/gemm.h"
 #include "bench/golden.h"
 #include "bench/latency.h"
+#include "bench/learn.h"
 #include "bench/link.h"
 #include "bench/policy.h"
 #include "bench/rank_of_cpu.h"
@@ -45,6 +46,7 @@ constexpr Command kCommands[] = {
      bench_policy},
     {"regret", "links x miss rates: what each way of choosing a variant loses to the fastest",
      bench_regret},
+    {"learn", "the machine profile from epoch to epoch, where ranks measure wrong", bench_learn},
     {"gemm", "linear layers against the peaks of this machine", bench_gemm},
     {"attention", "attention against the peaks of this machine", bench_attention},
     {"soak", "many streams at once: statuses, texts, and what stays behind", bench_soak},

@@ -33,7 +33,7 @@ absl::Status run(const RankFlags& flags, const Sweep& sweep) {
       "# measured: attention %.1f GFLOP/s, KV read %.2f GB/s, link %.1f MB/s and %.1f us a hop, "
       "overlap %.2f\n",
       p.attend_flops_per_us / 1e3, p.kv_read_bytes_per_us / 1e3, p.link_bytes_per_us,
-      p.link_latency_us, p.overlap);
+      p.small_hop_us(), p.overlap);
   std::printf(
       "# limits of a rank, all at once: %.1f GFLOP/s, read %.1f GB/s, and the link\n"
       "# attention of a step, all layers, slowest rank: MB sent, predicted ms, measured ms\n"

@@ -326,7 +326,7 @@ absl::Status RankGroup::meet(const RankGroupOptions& options) {
   limits_ = {.flops_per_us = flops_per_us / ranks,
              .read_bytes_per_us = read_bytes_per_us / ranks,
              .link_bytes_per_us = policy_.profile.link_bytes_per_us,
-             .link_latency_us = policy_.profile.link_latency_us};
+             .link_latency_us = policy_.profile.small_hop_us()};
   return absl::OkStatus();
 }
 

@@ -6,9 +6,9 @@
 #include <cmath>
 #include <cstdio>
 #include <fstream>
-#include <functional>
 #include <nlohmann/json.hpp>
 
+#include "bench/choosers.h"
 #include "bench/rank_flags.h"
 #include "bench/variant_times.h"
 
@@ -24,32 +24,6 @@ struct Options {
   std::vector<double> miss_percent = {1, 2, 3, 4, 6, 10, 20, 50, 100};
   std::string json;
 };
-
-// A way of choosing, and what it lost.
-struct Chooser {
-  const char* name;
-  std::function<Variant(const PolicyInput&, const Load&)> choose;
-  std::vector<double> regret = {};
-  std::vector<int> wrong = {};  // rows
-
-  double mean() const {
-    double sum = 0;
-    for (const double r : regret) sum += r;
-    return regret.empty() ? 0 : sum / static_cast<double>(regret.size());
-  }
-  double worst() const { return regret.empty() ? 0 : std::ranges::max(regret); }
-};
-
-std::vector<Chooser> choosers() {
-  return {{"ours",
-           [](const PolicyInput& in, const Load& load) {
-             return choose(in, {&load, 1});
-           }},
-          {"always pass-KV", [](const PolicyInput&, const Load&) { return Variant::kPassKv; }},
-          {"always pass-Q", [](const PolicyInput&, const Load&) { return Variant::kPassQ; }},
-          {"Algorithm 1", paper_algorithm_1},
-          {"Algorithm 5", paper_algorithm_5}};
-}
 
 class Regret {
  public:
@@ -80,7 +54,7 @@ class Regret {
     std::printf(
         "\n# link %.0f Mbit/s; measured: %.2f MB/s, %.0f us a hop, overlap %.2f; attention %.1f "
         "GFLOP/s: %.0f FLOP a byte\n%6s %6s | %27s | %27s | %27s | %-8s %-8s %7s  %s\n",
-        link_mbit, p.link_bytes_per_us, p.link_latency_us, p.overlap, p.attend_flops_per_us / 1e3,
+        link_mbit, p.link_bytes_per_us, p.small_hop_us(), p.overlap, p.attend_flops_per_us / 1e3,
         p.attend_flops_per_us / p.link_bytes_per_us, "miss%", "new", "pass-kv (predicted)",
         "pass-q (predicted)", "gather-q (predicted)", "fastest", "ours", "regret",
         "Algorithms 1, 5");
@@ -132,35 +106,26 @@ class Regret {
       const bool as_good =
           measured[static_cast<size_t>(pick)].overlaps(measured[static_cast<size_t>(best)]);
       const double lost = as_good ? 0 : median_of(pick) / median_of(best) - 1;
-      chooser.regret.push_back(lost);
-      entry["regret"][chooser.name] = lost;
-      entry["choice"][chooser.name] = name(pick);
-      if (&chooser >= &choosers_[3]) picks += std::string(picks.empty() ? "" : ", ") + name(pick);
+      chooser.add(lost);
+      entry["regret"][chooser.name()] = lost;
+      entry["choice"][chooser.name()] = name(pick);
+      if (chooser.name().starts_with("Algorithm")) picks += " " + std::string(name(pick));
     }
-    std::printf(" %-8s %-8s %6.1f%%  %s\n", name(best), name(choosers_[0].choose(policy, load)),
-                100 * choosers_[0].regret.back(), picks.c_str());
+    std::printf(" %-8s %-8s %6.1f%% %s\n", name(best), name(choosers_[0].choose(policy, load)),
+                100 * entry["regret"][choosers_[0].name()].get<double>(), picks.c_str());
     std::fflush(stdout);
     json_.push_back(std::move(entry));
   }
 
   void summary() const {
-    std::printf("\n%-16s %12s %12s %16s\n", "chooser", "mean regret", "worst", "rows with any");
-    for (const Chooser& c : choosers_) {
-      std::printf("%-16s %11.2f%% %11.1f%% %11td of %d\n", c.name, 100 * c.mean(), 100 * c.worst(),
-                  std::ranges::count_if(c.regret, [](double r) { return r > 0; }), rows_);
-    }
+    std::printf("\n");
+    print(choosers_, rows_);
     const bool counts = 3 * differ_ >= rows_ && kv_wins_ > 0 && q_wins_ > 0;
     std::printf(
         "pass-KV and pass-Q differ by 20 %% or more in %d of %d rows; pass-KV is faster beyond "
         "doubt "
         "in %d, pass-Q in %d: the sweep %s (a third of the rows, and each wins somewhere)\n",
         differ_, rows_, kv_wins_, q_wins_, counts ? "counts" : "does NOT count");
-    bool below = true;
-    for (size_t i = 1; i < choosers_.size(); ++i)
-      below = below && choosers_[0].mean() < choosers_[i].mean();
-    std::printf(
-        "goal: mean <= 1 %%, worst <= 5 %%, mean below all others: %s\n",
-        choosers_[0].mean() <= 0.01 && choosers_[0].worst() <= 0.05 && below ? "met" : "MISSED");
   }
 
   absl::Status write_json() const {

@@ -39,7 +39,7 @@ void print_row(const char* phase, const RankGroup& group, const std::vector<Step
   const MachineProfile& profile = group.policy().profile;
   const auto hops = static_cast<double>((ranks - 1) * shape.layers);
   const double transfer =
-      static_cast<double>(bytes) / profile.link_bytes_per_us + hops * profile.link_latency_us;
+      static_cast<double>(bytes) / profile.link_bytes_per_us + hops * profile.small_hop_us();
   const Bound least = bound(group.limits(), ring_demand(group.policy(), {fresh, cached},
                                                         first.variant, static_cast<double>(bytes)));
   std::printf(
@@ -67,7 +67,7 @@ absl::Status run(const RankFlags& flags, const std::vector<int>& lengths, int de
       "# measured: attention %.1f GFLOP/s, KV read %.2f GB/s, link %.2f GB/s and %.1f us a hop, "
       "overlap %.2f\n",
       p.attend_flops_per_us / 1e3, p.kv_read_bytes_per_us / 1e3, p.link_bytes_per_us / 1e3,
-      p.link_latency_us, p.overlap);
+      p.small_hop_us(), p.overlap);
   std::printf(
       "# limits of a rank, all at once: %.1f GFLOP/s, read %.1f GB/s, and the link\n"
       "# bytes: sent by the rank that sends most, all layers; formula: paper, with fp32 partials; "

@@ -8,8 +8,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "bench/simulate_flags.h"
+#include "bench/simulate_learn.h"
 #include "bench/simulate_paper.h"
 #include "bench/simulate_questions.h"
+#include "bench/simulate_regret.h"
 
 namespace annulus::bench {
 namespace {
@@ -28,10 +30,11 @@ struct RunOptions {
 void print_shares(const char* what, const StepTimes& t) {
   const auto ms = [&](Share share) { return of(t.mean, share) / 1e3; };
   std::printf(
-      "  %s, mean of the ranks, ms: linear %.2f, attention %.2f, TP sums %.2f, rows %.2f, merges "
-      "%.2f, starting hops %.2f, collectives %.2f, waiting %.2f\n",
+      "  %s, mean of the ranks, ms: linear %.2f, attention %.2f, TP sums %.2f, rows %.2f, packing "
+      "and merging %.2f, starting hops %.2f, collectives %.2f, waiting %.2f\n",
       what, ms(Share::kMatmul), ms(Share::kAttend), ms(Share::kAllReduce), ms(Share::kRows),
-      ms(Share::kMerge), ms(Share::kHop), ms(Share::kCollective), ms(Share::kWait));
+      ms(Share::kPack) + ms(Share::kMerge), ms(Share::kHop), ms(Share::kCollective),
+      ms(Share::kWait));
 }
 
 absl::Status run(const SimFlags& flags, const RunOptions& options) {
@@ -66,10 +69,6 @@ absl::Status run(const SimFlags& flags, const RunOptions& options) {
   const double gb = rank_bytes(flags.model, t, work) / 1e9;
   std::printf("memory of a rank: %.1f GB of %.0f for weights and KV%s\n", gb,
               flags.machine.memory_gb, gb > flags.machine.memory_gb ? " (DOES NOT FIT)" : "");
-  if (t.cp > kMostHops) {
-    std::printf("note: the data plane of this engine tells %d hops apart; this ring is longer\n",
-                kMostHops);
-  }
   std::printf("TTFT %.1f ms in %zu step(s), %s\n", done->ttft_us() / 1e3, done->prefill.size(),
               variants_text(done->prefill[0].variants).c_str());
   print_shares("first step", done->prefill[0].times);
@@ -130,10 +129,16 @@ int bench_simulate(int argc, char** argv) {
       "paper", "Tables 4 to 8 of arXiv 2411.01783 and its TTFT points beside the simulated ones");
   std::string paper_machine = "gtt";
   of_paper->add_option("--machine", paper_machine, "a machine file or name")->capture_default_str();
+  SimulatedRegret regret;
+  regret.add_to(app);
+  SimulatedLearning learning;
+  learning.add_to(app, flags);
   questions.add_to(app, flags);
   app.footer(
       "  annulus-bench simulate paper\n"
       "  annulus-bench simulate run --machine gtt --tp 8 --cp 16 --prompt 1000000 --answer 9\n"
+      "  annulus-bench simulate regret --machines gtt,zen5 --cp 4,16 --rows\n"
+      "  annulus-bench simulate learn --machine gtt --epochs 20 --wrong-transfers 8\n"
       "  annulus-bench simulate best --prompt 1000000 --ttft-ms 60000\n"
       "  annulus-bench simulate passq --cp 4 --total 128000\n"
       "  annulus-bench simulate links --cp 16 --prompt 128000\n"
@@ -148,9 +153,15 @@ int bench_simulate(int argc, char** argv) {
   if (of_paper->parsed()) {
     const absl::StatusOr<Machine> machine = load_machine(paper_machine);
     status = machine.ok() ? print_paper(*machine) : machine.status();
+  } else if (regret.parsed()) {
+    status = regret.run();
   } else {
     status = flags.load();
-    if (status.ok()) status = of_run->parsed() ? run(flags, options) : questions.answer(flags);
+    if (status.ok()) {
+      status = of_run->parsed()    ? run(flags, options)
+               : learning.parsed() ? learning.run(flags)
+                                   : questions.answer(flags);
+    }
   }
   if (status.ok()) return 0;
   std::fprintf(stderr, "annulus-bench simulate: %s\n", std::string(status.message()).c_str());

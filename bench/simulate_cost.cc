@@ -127,16 +127,29 @@ double Cost::collective_wire_us(double local_bytes, double net_bytes) const {
 }
 
 parallel::MachineProfile Cost::profile(double linear_us_per_row) const {
-  const bool in_node = topology_.world() <= static_cast<int32_t>(m_.gpus_per_node);
+  constexpr double kBytes = 1e6;
+  const double rows = bytes_of(m_.rows_gb_s), op = m_.op_us + m_.op_launch_us;
   parallel::MachineProfile p;
   p.attend_flops_per_us = flops(m_.attend_tflops);
   p.kv_read_bytes_per_us = bytes_of(m_.kv_read_gb_s);
   p.attend_overhead_us = m_.attend_us + m_.op_launch_us;
-  p.link_bytes_per_us = 1e6 / wire_us(1e6, 0, in_node ? 0 : topology_.cp - 1);
-  p.link_latency_us = m_.hop_us + m_.hop_launch_us + (in_node ? m_.local_us : m_.net_us);
-  p.merge_bytes_per_us = bytes_of(m_.rows_gb_s) / 3;
-  p.pack_bytes_per_us = bytes_of(m_.rows_gb_s) / 2;
+  p.op_overhead_us = op;
+  // A merge moves three bytes for each of a partial, clearing it (fp32) writes it once.
+  p.merge_bytes_per_us = rows / (3 + 4 / m_.partial_bytes);
+  p.pack_bytes_per_us = rows / 2;
+  // The slowest hop of the ring: the one that leaves the node, where any does.
+  const int32_t last = topology_.cp - 1;
+  const int32_t far = same_node(0, last) ? 0 : last;
+  p.hop_overhead_us = m_.hop_us + m_.hop_launch_us;
+  p.link_latency_us = wire_us(0, 0, far);
+  p.link_bytes_per_us = kBytes / (wire_us(kBytes, 0, far) - p.link_latency_us);
   p.overlap = m_.overlap;
+  p.collective_overhead_us = collective_us();
+  // The ranks with the fewest others on their node are those at the ends.
+  double local = 0;
+  for (int32_t r = 0; r < last; ++r) local += same_node(r, last) ? 1 : 0;
+  const double wire = collective_wire_us(local * kBytes, (last - local) * kBytes);
+  p.collective_bytes_per_us = last > 0 ? last * kBytes / wire : kBytes;
   p.linear_us_per_row = linear_us_per_row;
   return p;
 }

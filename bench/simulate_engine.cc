@@ -23,8 +23,6 @@ using parallel::LlamaWeights;
 using parallel::Topology;
 using parallel::rank_on::RankOn;
 
-static_assert(kMostHops == parallel::rank_on::kMaxCp);
-
 std::shared_ptr<const LlamaWeights<VirtualQueue>> weights_of(const SimModel& model, int32_t layers,
                                                              int32_t tp) {
   using Matrix = VirtualQueue::Matrix;
@@ -145,10 +143,32 @@ double Simulated::ttft_us() const {
   return us;
 }
 
+double Simulated::attention_us() const {
+  double us = 0;
+  for (const SimulatedStep& step : prefill) {
+    const Shares& mean = step.times.mean;
+    us += step.times.us - of(mean, Share::kMatmul) - of(mean, Share::kAllReduce) -
+          of(mean, Share::kRows);
+  }
+  return us;
+}
+
 double Simulated::ttit_us() const {
   double us = 0;
   for (const SimulatedStep& step : decode) us += step.times.us;
   return decode.empty() ? 0 : us / static_cast<double>(decode.size());
+}
+
+parallel::PolicyInput policy_of(const SimModel& model, const Machine& machine, Topology topology,
+                                const Workload& work) {
+  const Cost cost(machine, topology);
+  parallel::PolicyInput policy;
+  policy.shape = parallel::attention_shape(model.config, topology, kernels::Precision::kDefault);
+  policy.shape.partial_bytes = static_cast<int32_t>(machine.partial_bytes);
+  policy.cp = topology.cp;
+  policy.workspace_limit_bytes = work.workspace_limit_bytes;
+  policy.profile = cost.profile(linear_us_per_row(model, cost, topology));
+  return policy;
 }
 
 absl::StatusOr<Simulated> simulate(const SimModel& model, const Machine& machine, Topology topology,
@@ -158,11 +178,7 @@ absl::StatusOr<Simulated> simulate(const SimModel& model, const Machine& machine
   const int32_t layers = model.config.layers;
   const int32_t recorded = all_layers ? layers : std::min(layers, kRecordedLayers);
 
-  parallel::PolicyInput policy;
-  policy.shape = parallel::attention_shape(model.config, topology, kernels::Precision::kDefault);
-  policy.cp = topology.cp;
-  policy.workspace_limit_bytes = work.workspace_limit_bytes;
-  policy.profile = cost.profile(linear_us_per_row(model, cost, topology));
+  const parallel::PolicyInput policy = policy_of(model, machine, topology, work);
   absl::StatusOr<std::vector<ScriptStep>> script = schedule(model.config, policy, work);
   if (!script.ok()) return script.status();
   if (absl::Status s = check_memory(*script, topology); !s.ok()) return s;

@@ -25,7 +25,6 @@ namespace annulus::bench {
 
 inline constexpr int32_t kRecordedLayers = 3;
 inline constexpr int32_t kMostRanks = 4096;
-inline constexpr int32_t kMostHops = 256;  // rank_on::kMaxCp: what message tags can name today
 
 struct SimModel {
   parallel::LlamaConfig config;
@@ -58,7 +57,8 @@ struct Simulated {
   std::vector<SimulatedStep> prefill, decode;  // without those of the cached session
   int32_t layers = 0;
   double ttft_us() const;
-  double ttit_us() const;  // mean of the decode steps; 0: none
+  double attention_us() const;  // of the prompt: TTFT less linear layers, TP sums and norms
+  double ttit_us() const;       // mean of the decode steps; 0: none
 };
 
 std::string variants_text(const std::vector<parallel::Variant>& variants);
@@ -67,6 +67,10 @@ std::string variants_text(const std::vector<parallel::Variant>& variants);
 absl::Status check_layout(const SimModel& model, const Machine& machine, parallel::Topology t);
 // Bytes a rank needs for weights and the KV of this workload.
 double rank_bytes(const SimModel& model, parallel::Topology t, const Workload& work);
+
+// What the ranks of this layout would choose by, from what they would measure.
+parallel::PolicyInput policy_of(const SimModel& model, const Machine& machine,
+                                parallel::Topology topology, const Workload& work);
 
 // all_layers: runs every layer through the engine, for tests of the repeated one. trace: gets every
 // timed step, in virtual time, one process a CP rank.

@@ -226,7 +226,8 @@ void Recorder::merge(int64_t partial_elements) {
 
 void Recorder::rows(int64_t activations, int64_t bytes) {
   if (activations == 0 && bytes == 0) return;
-  work(Share::kRows, cost_.rows_us(static_cast<double>(activations), static_cast<double>(bytes)));
+  work(activations == 0 ? Share::kPack : Share::kRows,
+       cost_.rows_us(static_cast<double>(activations), static_cast<double>(bytes)));
 }
 
 }  // namespace annulus::bench

@@ -17,6 +17,7 @@ enum class Share : uint8_t {
   kMatmul,
   kAttend,
   kRows,
+  kPack,  // KV into payloads; clearing partials
   kMerge,
   kAllReduce,
   kHop,         // starting transfers

@@ -27,7 +27,10 @@ absl::StatusOr<VariantTimes> measure_variants(RankGroup& group, int32_t slot, in
       const auto results = group.run(plan);
       if (!results.ok()) return results.status();
       const auto v = static_cast<size_t>(variant);
-      if (repeat > 0) times.us[v].push_back(attention_us(*results));
+      if (repeat > 0) {
+        times.us[v].push_back(attention_us(*results));
+        times.parts[v].push_back(server::slowest(*results, 0));
+      }
       times.bytes[v] = 0;
       for (const StepResult& r : *results)
         times.bytes[v] = std::max(times.bytes[v], r.groups[0].bytes_sent);

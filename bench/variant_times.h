@@ -9,12 +9,14 @@
 #include "absl/status/statusor.h"
 #include "bench/rank_group.h"
 #include "bench/statistics.h"
+#include "server/profile_learner.h"
 
 namespace annulus::bench {
 
 struct VariantTimes {
   std::vector<double> us[parallel::kVariants];  // slowest rank, all layers, a sample a repeat
-  int64_t bytes[parallel::kVariants] = {};      // sent, largest rank
+  std::vector<server::GroupTimes> parts[parallel::kVariants];  // of the rank that computed longest
+  int64_t bytes[parallel::kVariants] = {};                     // sent, largest rank
 };
 
 // A step of `fresh` tokens behind `cached` ones, in a slot of its own, which is released. What a

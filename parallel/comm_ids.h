@@ -3,8 +3,8 @@
 // one message. A tag says epoch, group, step, layer, sequence, hop and the sender's rank in the
 // group, so a receive matches exactly the message that its operation means: a late message of an
 // aborted step or another epoch matches nothing. step and epoch are stored modulo their field: a
-// step is over on all ranks thousands of steps before its number comes again, and every epoch has
-// its own endpoints besides. PURE.
+// step is over on all ranks hundreds of steps before its number comes again (a rank is two plans
+// ahead of another at most), and every epoch has its own endpoints besides. PURE.
 #pragma once
 
 #include <atomic>
@@ -32,14 +32,15 @@ std::string describe(GroupId group, int32_t rank, const std::vector<int32_t>& me
 struct TagField {
   int shift, bits;
 };
-inline constexpr TagField kTagHop{0, 8};
-inline constexpr TagField kTagSequence{8, 12};
-inline constexpr TagField kTagLayer{20, 10};
-inline constexpr TagField kTagStep{30, 12};
+inline constexpr TagField kTagHop{0, 12};
+inline constexpr TagField kTagSequence{12, 12};
+inline constexpr TagField kTagLayer{24, 10};
+inline constexpr TagField kTagStep{34, 8};
 inline constexpr TagField kTagSender{42, 12};
 inline constexpr TagField kTagGroup{54, 2};
 inline constexpr TagField kTagEpoch{56, 8};
 inline constexpr int32_t kMaxGroupSize = 1 << kTagSender.bits;
+static_assert(kTagHop.bits >= kTagSender.bits, "a ring has a hop less than ranks");
 
 // Aborts (CHECK) where layer, sequence, hop or sender do not fit: the plan was impossible.
 uint64_t message_tag(int64_t epoch, GroupId group, const OpId& op, int32_t sender);

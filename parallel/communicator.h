@@ -28,7 +28,7 @@ struct OpId {
   int32_t layer = 0;  // < 1024; the layers' own, then those of head and sampling
   int32_t sequence =
       0;  // < 4096; counts the operations of this group within the layer, skipped ones too
-  int32_t hop = 0;        // < 256; set by rotate()
+  int32_t hop = 0;        // < 4096; set by rotate()
   const char* what = "";  // "kv ring", "partials"; for people
 };
 

@@ -17,6 +17,7 @@ namespace machine_measurement {
 // Decode reads more keys than a cache holds, as it will in a model of many layers.
 constexpr int64_t kQueryRows = 128, kPrefillKeys = 1024, kDecodeKeys = 65536, kLinearRows = 64;
 constexpr int kRepeats = 5;
+constexpr int kSmallOps = 16;  // at a time, where one is too short for the clock
 
 // Least microseconds of a few runs, after one that warms up: the profile is frozen for an epoch,
 // and what else the machine does at this moment should not be.
@@ -88,11 +89,23 @@ MachineProfile measure_machine(Queue& queue, Groups<Queue> groups, const Attenti
   };
   float *const x = zeros(), *const y = zeros();
 
+  const auto small_us = [&](const auto& op) {
+    return least_us(queue,
+                    [&] {
+                      for (int i = 0; i < kSmallOps; ++i) op();
+                    }) /
+           kSmallOps;
+  };
   double times[] = {
       least_us(queue, [&] { attend(kQueryRows, kPrefillKeys); }),
       least_us(queue, [&] { attend(1, kDecodeKeys); }),
-      least_us(queue, [&] { attend(1, 1); }),
-      least_us(queue, [&] { kernels::merge(queue, acc, other); }),
+      small_us([&] { attend(1, 1); }),
+      small_us([&] { kernels::merge(queue, acc.slice(0, 1), other.slice(0, 1)); }),
+      least_us(queue,
+               [&] {
+                 kernels::clear(queue, acc);
+                 kernels::merge(queue, acc, other);
+               }),
       least_us(queue,
                [&] {
                  kernels::kv_pack(queue, packed, {&rows, 1}, format);
@@ -107,24 +120,34 @@ MachineProfile measure_machine(Queue& queue, Groups<Queue> groups, const Attenti
   };
   take_worst(queue, *groups.world, times, {0, 1023, 0, 0, "machine profile"});
   const LinkMeasure link = measure_link(*groups.cp, queue);
-  double link_times[] = {1 / link.bytes_per_us, link.latency_us, -link.overlap};
+  double link_times[] = {link.overhead_us,
+                         link.latency_us,
+                         1 / link.bytes_per_us,
+                         -link.overlap,
+                         link.collective_overhead_us,
+                         1 / link.collective_bytes_per_us};
   take_worst(queue, *groups.world, link_times, {0, 1023, 1, 0, "machine profile"});
 
   MachineProfile profile;
-  const double overhead = times[2];
-  const auto above = [&](double us) { return std::max(us - overhead, us / 10); };
-  profile.attend_overhead_us = overhead;
-  profile.attend_flops_per_us =
-      4.0 * static_cast<double>(kQueryRows * kPrefillKeys * q_cols) / above(times[0]);
+  const double attend_overhead = times[2], op_overhead = times[3];
+  const auto above = [](double us, double overhead) { return std::max(us - overhead, us / 10); };
+  profile.attend_overhead_us = attend_overhead;
+  profile.op_overhead_us = op_overhead;
+  profile.attend_flops_per_us = 4.0 * static_cast<double>(kQueryRows * kPrefillKeys * q_cols) /
+                                above(times[0], attend_overhead);
   profile.kv_read_bytes_per_us =
-      static_cast<double>(kDecodeKeys * format.row_bytes()) / above(times[1]);
-  profile.merge_bytes_per_us =
-      static_cast<double>(kQueryRows * shape.partial_row_bytes()) / times[3];
-  profile.pack_bytes_per_us = static_cast<double>(kPrefillKeys * format.row_bytes()) / times[4];
-  profile.linear_us_per_row = times[5] * shape.layers / static_cast<double>(kLinearRows);
-  profile.link_bytes_per_us = 1 / link_times[0];
+      static_cast<double>(kDecodeKeys * format.row_bytes()) / above(times[1], attend_overhead);
+  profile.merge_bytes_per_us = static_cast<double>(kQueryRows * shape.partial_row_bytes()) /
+                               above(times[4], 2 * op_overhead);
+  profile.pack_bytes_per_us =
+      static_cast<double>(kPrefillKeys * format.row_bytes()) / above(times[5], op_overhead);
+  profile.linear_us_per_row = times[6] * shape.layers / static_cast<double>(kLinearRows);
+  profile.hop_overhead_us = link_times[0];
   profile.link_latency_us = link_times[1];
-  profile.overlap = -link_times[2];
+  profile.link_bytes_per_us = 1 / link_times[2];
+  profile.overlap = -link_times[3];
+  profile.collective_overhead_us = link_times[4];
+  profile.collective_bytes_per_us = 1 / link_times[5];
   return profile;
 }
 

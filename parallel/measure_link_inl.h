@@ -92,49 +92,66 @@ class Meter {
     return values;
   }
 
-  double latency_us() {
+  // One of a series of operations, which start when the one before has ended.
+  template <class Operation>
+  double one_of_many_us(const Operation& operation) {
     std::vector<double> batches;
     for (int batch = 0; batch < kLatencyBatches; ++batch) {
       const Clock::time_point start = Clock::now();
-      for (int i = 0; i < kHopsPerBatch; ++i) hop(8);
+      for (int i = 0; i < kHopsPerBatch; ++i) operation();
       batches.push_back(us_since(start) / kHopsPerBatch);
     }
     return median(batches);
   }
 
-  double payload_us(int rounds) {
+  // An operation that all ranks start together.
+  template <class Operation>
+  double together_us(int rounds, const Operation& operation) {
     std::vector<double> times;
     for (int i = 0; i < rounds; ++i) {
       worst<1>({0});
       const Clock::time_point start = Clock::now();
-      hop(kPayloadBytes);
+      operation();
       times.push_back(us_since(start));
     }
     return median(times);
   }
 
-  // Share of a hop that hides behind computing of about 1.5 times its length.
-  double overlap(double hop_us, int rounds) {
-    const double task_us = calibrate();
+  // What a hop adds to computing of about 1.5 times its length.
+  double exposed_us(int64_t bytes, double hop_us, int rounds) {
     const int64_t tasks =
-        std::max<int64_t>(1, static_cast<int64_t>(1.5 * hop_us / task_us * parallel_tasks()));
-    std::vector<double> alone, both;
+        std::max<int64_t>(1, static_cast<int64_t>(1.5 * hop_us / task_us() * parallel_tasks()));
+    std::vector<double> added;
     for (int i = 0; i < rounds; ++i) {
       worst<1>({0});
       Clock::time_point start = Clock::now();
       compute(tasks);
       finish();
-      alone.push_back(us_since(start));
+      const double alone = us_since(start);
       worst<1>({0});
       start = Clock::now();
-      Transfer transfer = start_hop(kPayloadBytes);
+      Transfer transfer = start_hop(bytes);
       compute(tasks);
       ring_.await(queue_, std::move(transfer));
       finish();
-      both.push_back(us_since(start));
+      added.push_back(us_since(start) - alone);
     }
-    const double exposed = median(both) - median(alone);
-    return std::clamp(1 - exposed / hop_us, 0.0, 1.0);
+    return std::clamp(median(added), 0.0, hop_us);
+  }
+
+  // To every other rank, and from every other; size() parts fit the buffers.
+  void all_to_all(int64_t bytes_each) {
+    const auto n = static_cast<size_t>(ring_.size()), part = static_cast<size_t>(bytes_each);
+    std::vector<ConstBytes> send(n);
+    std::vector<Bytes> receive(n);
+    for (size_t r = 0; r < n; ++r) {
+      if (r == static_cast<size_t>(ring_.rank())) continue;
+      send[r] = ConstBytes(out_).subspan(r * part, part);
+      receive[r] = in_.subspan(r * part, part);
+    }
+    ++op_.sequence;
+    ring_.all_to_all(queue_, send, receive, op_);
+    finish();
   }
 
  private:
@@ -150,6 +167,10 @@ class Meter {
   }
   void finish() { queue_.finish(Clock::now() + std::chrono::seconds(60)); }
 
+  double task_us() {
+    if (task_us_ == 0) task_us_ = calibrate();
+    return task_us_;
+  }
   double calibrate() {
     double best = 1e30;
     if constexpr (!Queue::kHostMemory) {
@@ -193,6 +214,7 @@ class Meter {
   kernels::Tensor task_;
   std::atomic<float> sink_ = 0;
   int64_t steps_ = 0;
+  double task_us_ = 0;
 };
 
 }  // namespace link_measurement
@@ -203,19 +225,37 @@ LinkMeasure measure_link(Communicator<Queue>& ring, Queue& queue, int64_t step) 
   if (ring.size() == 1) return {};
   const typename Queue::Mark mark(queue);
   Meter<Queue> meter(ring, queue, step);
+  const auto payload = [&] { meter.hop(kPayloadBytes); };
   for (int i = 0; i < 8; ++i) meter.hop(8);  // connections are made by the first messages
-  meter.payload_us(1);
-  const double latency = meter.latency_us();
-  // As many rounds on every rank: the number follows from a value that all agree on.
-  const double first = meter.template worst<1>({meter.payload_us(1)})[0];
-  const int rounds = static_cast<int>(std::clamp(kBandwidthUs / first, 1.0, double{kMaxRounds}));
-  const double hop_us = meter.template worst<1>({meter.payload_us(rounds)})[0];
-  const double overlap = meter.overlap(hop_us, rounds);
-  const auto [slowest, least_hidden] = meter.template worst<2>({latency, -overlap});
-  return {
-      .latency_us = slowest,
-      .bytes_per_us = static_cast<double>(kPayloadBytes) / std::max(hop_us - slowest, hop_us / 10),
-      .overlap = -least_hidden};
+  payload();
+  // As many rounds on every rank: the number follows from values that all agree on.
+  const auto [small_us, first_us] = meter.template worst<2>(
+      {meter.one_of_many_us([&] { meter.hop(8); }), meter.together_us(1, payload)});
+  const int rounds = static_cast<int>(std::clamp(kBandwidthUs / first_us, 1.0, double{kMaxRounds}));
+  const double hop_us = meter.template worst<1>({meter.together_us(rounds, payload)})[0];
+  const auto [overhead_us, exposed_us] = meter.template worst<2>(
+      {meter.exposed_us(8, small_us, kMaxRounds), meter.exposed_us(kPayloadBytes, hop_us, rounds)});
+  LinkMeasure link;
+  link.overhead_us = overhead_us;
+  link.latency_us = small_us - overhead_us;
+  const auto above = [](double us, double small) { return std::max(us - small, us / 10); };
+  const double flight_us = above(hop_us, overhead_us);
+  link.bytes_per_us = static_cast<double>(kPayloadBytes) / above(hop_us, small_us);
+  link.overlap = std::clamp(1 - (exposed_us - overhead_us) / flight_us, 0.0, 1.0);
+  link.collective_overhead_us = small_us;
+  link.collective_bytes_per_us = link.bytes_per_us;
+  if (ring.size() == 2) return link;
+  // A megabyte in all, or less where that would take long.
+  const int64_t others = ring.size() - 1;
+  const double share = std::min(1.0, kBandwidthUs / kMaxRounds / hop_us);
+  const auto each =
+      std::max<int64_t>(64, static_cast<int64_t>(share * kPayloadBytes) / (others + 1));
+  const auto [start_us, whole_us] =
+      meter.template worst<2>({meter.one_of_many_us([&] { meter.all_to_all(8); }),
+                               meter.together_us(rounds, [&] { meter.all_to_all(each); })});
+  link.collective_overhead_us = start_us;
+  link.collective_bytes_per_us = static_cast<double>(each * others) / above(whole_us, start_us);
+  return link;
 }
 
 }  // namespace annulus::parallel

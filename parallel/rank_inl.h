@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "parallel/comm_ids.h"
 #include "parallel/kv_store_inl.h"
 #include "parallel/measure_inl.h"
 #include "parallel/rank_answers_inl.h"
@@ -222,9 +223,10 @@ absl::StatusOr<std::unique_ptr<Rank>> Rank::create(
     std::unique_ptr<Queue> queue, Groups<Queue> groups, Topology topology, int32_t world_rank,
     int64_t epoch, const RankOptions& options) {
   if (const absl::Status tp = check_tp(config, topology.tp); !tp.ok()) return tp;
-  if (topology.cp > rank_on::kMaxCp) {
+  if (topology.world() > kMaxGroupSize) {
     return absl::InvalidArgumentError(
-        absl::StrCat("context parallelism ", topology.cp, " is above ", rank_on::kMaxCp));
+        absl::StrCat("TP ", topology.tp, " x CP ", topology.cp, " is more than ", kMaxGroupSize,
+                     " ranks, which is what message tags can tell apart"));
   }
   const int64_t context = options.context > 0 ? options.context : config.context;
   int64_t capacity = options.kv_capacity_rows;

@@ -30,7 +30,6 @@ using kernels::Phase;
 using kernels::Tensor;
 using Clock = std::chrono::steady_clock;
 
-constexpr int32_t kMaxCp = 256;      // hops a message tag can tell apart
 constexpr int64_t kLogitRows = 64;   // rows whose logits are held at once
 constexpr size_t kSampledSteps = 4;  // steps whose sampled ids may be named by a later plan
 

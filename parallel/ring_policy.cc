@@ -93,12 +93,19 @@ double work_us(const PolicyInput& in, std::span<const Load> items, Variant varia
   return std::accumulate(lone_rows.begin(), lone_rows.begin() + share, us);
 }
 
-double hop_us(const PolicyInput& in, int64_t bytes) {
+double flight_us(const PolicyInput& in, int64_t bytes) {
   return in.profile.link_latency_us + real(bytes) / rate(in.profile.link_bytes_per_us);
 }
 
-double exposed(const PolicyInput& in, double hop, double visit) {
-  return std::max(0.0, hop - in.profile.overlap * visit);
+double exposed_hop_us(const PolicyInput& in, double flight, double visit) {
+  const double beside = in.profile.overlap * flight;
+  return in.profile.hop_overhead_us + flight - beside + std::max(0.0, beside - visit);
+}
+
+// `calls` of them, which send these bytes together.
+double collectives_us(const PolicyInput& in, int32_t calls, int64_t bytes) {
+  return calls * in.profile.collective_overhead_us +
+         real(bytes) / rate(in.profile.collective_bytes_per_us);
 }
 
 // Bytes for one row of each rank in a block of pass-Q or gather-Q: q rows in flight, partials made
@@ -115,7 +122,7 @@ int64_t pass_kv_workspace(const PolicyInput& in, int64_t kv_rows) {
 struct LayerCost {
   double attend = 0, exposed = 0;
   int64_t bytes = 0;
-  double visit = 0, hop = 0;  // of the ring
+  double visit = 0, flight = 0;  // of the ring
 };
 
 LayerCost pass_kv(const PolicyInput& in, std::span<const Load> items, const Rows& rows) {
@@ -125,9 +132,9 @@ LayerCost pass_kv(const PolicyInput& in, std::span<const Load> items, const Rows
   cost.attend = work_us(in, items, Variant::kPassKv, 1) + in.cp * m.attend_overhead_us;
   cost.visit = cost.attend / in.cp;
   if (hops == 0) return cost;
-  cost.hop = hop_us(in, payload);
-  cost.attend += real(payload) / rate(m.pack_bytes_per_us);
-  cost.exposed = real(hops) * exposed(in, cost.hop, cost.visit);
+  cost.flight = flight_us(in, payload);
+  cost.attend += m.op_overhead_us + real(payload) / rate(m.pack_bytes_per_us);
+  cost.exposed = real(hops) * exposed_hop_us(in, cost.flight, cost.visit);
   cost.bytes = hops * payload;
   return cost;
 }
@@ -146,15 +153,15 @@ LayerCost pass_q(const PolicyInput& in, std::span<const Load> items, const Rows&
   cost.visit = cost.attend / (in.cp * blocks);
   if (hops == 0) return cost;
   if (ring) {
-    cost.hop = hop_us(in, block_rows * in.shape.q_row_bytes());
-    cost.exposed = real(hops * blocks) * exposed(in, cost.hop, cost.visit);
+    cost.flight = flight_us(in, block_rows * in.shape.q_row_bytes());
+    cost.exposed = real(hops * blocks) * exposed_hop_us(in, cost.flight, cost.visit);
   } else {
-    cost.exposed = blocks * m.link_latency_us +
-                   real(foreign * in.shape.q_row_bytes()) / rate(m.link_bytes_per_us);
+    cost.exposed = collectives_us(in, blocks, foreign * in.shape.q_row_bytes());
   }
-  cost.exposed += blocks * m.link_latency_us +
-                  real(foreign * in.shape.partial_row_bytes()) / rate(m.link_bytes_per_us);
-  cost.attend += real(in.cp * rows.q * in.shape.partial_row_bytes()) / rate(m.merge_bytes_per_us);
+  cost.exposed += collectives_us(in, blocks, foreign * in.shape.partial_row_bytes());
+  // A partial of each other rank is cleared before its visit, and one is merged when it returns.
+  cost.attend += real(2 * (visits - 1) * blocks) * m.op_overhead_us +
+                 real(hops * rows.q * in.shape.partial_row_bytes()) / rate(m.merge_bytes_per_us);
   cost.bytes = foreign * (in.shape.q_row_bytes() + in.shape.partial_row_bytes());
   return cost;
 }
@@ -294,8 +301,8 @@ int64_t smallest_efficient_chunk(const PolicyInput& input, int64_t cached, int64
   const int64_t unit = int64_t{2} * input.cp;
   const int64_t first = std::max<int64_t>(ceil_div(least, unit), 1);
   if (input.cp == 1) return first * unit;
-  // In units of 2 * cp rows: the first whose visits are as long as its hops. A visit grows faster
-  // with the chunk than a hop does, so the search is for one boundary.
+  // In units of 2 * cp rows: the first whose visits are as long as its flights. A visit grows
+  // faster with the chunk than a flight does, so the search is for one boundary.
   const auto boundary = [&](Variant variant) {
     const auto hides = [&](int64_t units) {
       const Load load = {units * unit, cached};
@@ -303,7 +310,7 @@ int64_t smallest_efficient_chunk(const PolicyInput& input, int64_t cached, int64
       const Rows rows = rows_of(input, items);
       const Prediction p = predict_one(input, items, rows, variant);
       const LayerCost layer = layer_cost(input, items, rows, variant, p.blocks);
-      return layer.visit >= layer.hop;
+      return layer.visit >= layer.flight;
     };
     int64_t low = first, high = first;
     while (!hides(high) && high * unit < kLargestChunk) {

@@ -2,11 +2,15 @@
 // Chooses pass-KV, pass-Q or gather-Q for a group of items. PURE: (items, shape, ranks, profile) ->
 // predicted microseconds and workspace per variant. The profile is measured at the start of an
 // epoch and frozen in it, so the choice is a function of the plan. Costs per layer over N ranks:
-//   visit = work / N + attend_overhead; hop = latency + bytes / link;
-//   exposed hop = max(0, hop - overlap * visit): what is in flight during a visit hides behind it
+//   visit = work / N + attend_overhead; flight = latency + bytes / link
+//   exposed hop = hop_overhead + (1 - overlap) * flight + max(0, overlap * flight - visit)
+//   collective = collective_overhead + bytes / collective rate; merge and pack: op_overhead + bytes
 //   pass-KV : pack own KV, N visits, N-1 exposed hops of KV
-//   pass-Q  : N visits, N-1 exposed hops of q, all-to-all of (o, lse), N merges
-//   gather-Q: all-gather of q, the same visits, all-to-all, N merges: no chain of latencies
+//   pass-Q  : N visits, N-1 exposed hops of q, all-to-all of (o, lse), N-1 merges
+//   gather-Q: all-gather of q, the same visits, all-to-all, N-1 merges: no chain of latencies
+// Overhead and latency are those of LogP (Culler et al., PPoPP 1993): a rank's own time, which
+// hides behind nothing, and time on the way. A collective is no hop: its start and its rate are its
+// own, and on a ring of many ranks the difference decides between pass-Q and gather-Q.
 // Work of an item on one rank = max(causal FLOP 4 * heads * head_dim * new * (cached + (new+1)/2)
 // / rate, KV bytes read / rate) / N. Prompts are even over the ranks (zigzag); an item with fewer
 // rows than ranks leaves pass-KV's other ranks idle, but not those of pass-Q and gather-Q, which
@@ -30,24 +34,30 @@ namespace annulus::parallel {
 struct MachineProfile {
   double attend_flops_per_us =
       1e4;  // prefill-like attention, 4 * q * k * heads * head_dim FLOP for all pairs computed
-  double kv_read_bytes_per_us = 1e4;  // decode-like attention is bound by reading KV
-  double attend_overhead_us = 5;      // per attend call
-  double link_bytes_per_us = 1e3;     // one hop, both directions busy
-  double link_latency_us = 5;         // one small message
-  double merge_bytes_per_us = 5e3;    // partial bytes merged
-  double pack_bytes_per_us = 5e3;     // KV rows packed into a payload
-  double overlap = 1;                 // share of a hop that hides behind a visit: 0 none, 1 all
-  double linear_us_per_row = 100;     // everything but attention, one row of a prefill, all layers
+  double kv_read_bytes_per_us = 1e4;     // decode-like attention is bound by reading KV
+  double attend_overhead_us = 5;         // per attend call
+  double link_bytes_per_us = 1e3;        // a hop in flight, both directions busy
+  double link_latency_us = 5;            // a hop in flight, a small message
+  double merge_bytes_per_us = 5e3;       // partial bytes cleared and merged
+  double pack_bytes_per_us = 5e3;        // KV rows packed into a payload
+  double overlap = 1;                    // share of a flight that goes on beside a visit
+  double hop_overhead_us = 0;            // a hop's share of the rank's own time, visit or not
+  double collective_overhead_us = 5;     // all-to-all or all-gather of next to nothing
+  double collective_bytes_per_us = 1e3;  // bytes that a rank sends to all others
+  double op_overhead_us = 0;             // per pack, clear and merge
+  double linear_us_per_row = 100;  // everything but attention, one row of a prefill, all layers
+  double small_hop_us() const { return hop_overhead_us + link_latency_us; }  // nothing beside it
 };
 
 struct AttentionShape {  // of one rank (TP slice)
   int32_t heads = 0, kv_heads = 0, head_dim = 0, layers = 0;
   kernels::DType dtype = kernels::DType::kBF16;
+  int32_t partial_bytes = 4;  // an element of o or lse as it travels: fp32
   int64_t q_row_bytes() const { return int64_t{heads} * head_dim * kernels::size_bytes(dtype); }
   int64_t kv_row_bytes() const {
     return int64_t{2} * kv_heads * head_dim * kernels::size_bytes(dtype);
   }
-  int64_t partial_row_bytes() const { return int64_t{heads} * (head_dim + 1) * 4; }
+  int64_t partial_row_bytes() const { return int64_t{heads} * (head_dim + 1) * partial_bytes; }
 };
 
 struct Load {  // one item
@@ -91,7 +101,7 @@ std::vector<Group> make_groups(const PolicyInput& input, std::span<const Load> i
 int64_t rows_per_block(const PolicyInput& input, Variant variant, int64_t largest_kv_rows);
 
 // The smallest chunk of a long prompt whose hops hide behind its attention with this much cached
-// before it (a visit takes at least as long as a hop, in the variant chosen for that chunk), a
+// before it (a visit takes at least as long as a flight, in the variant chosen for that chunk), a
 // multiple of 2 * cp and at least `least`.
 int64_t smallest_efficient_chunk(const PolicyInput& input, int64_t cached, int64_t least);
 

@@ -15,7 +15,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "kernels/core/check.h"
+#include "server/profile_learner.h"
 #include "server/scheduler.h"
 #include "server/stop_matcher.h"
 #include "server/stragglers.h"
@@ -63,6 +65,14 @@ struct Client {
   int64_t tokens = 0;
   Clock::time_point submitted = Clock::now(), admitted, first_token, last_token;
 };
+
+std::string describe(const ProfileLearner& learner) {
+  if (learner.epochs_learned() == 0) return "measured";
+  return absl::StrFormat(
+      "measured, corrected by the steps of %d epoch%s: attention takes x %.2f, transfers x %.2f",
+      learner.epochs_learned(), learner.epochs_learned() == 1 ? "" : "s",
+      learner.attention_factor(), learner.transfer_factor());
+}
 
 // A step that is at the ranks.
 struct Pending {
@@ -147,6 +157,9 @@ struct Engine::Impl {
   Scheduler scheduler;
   std::map<int64_t, Client> clients;
   std::map<int64_t, Pending> pending;  // by step
+  parallel::PolicyInput policy;        // of this epoch
+  ProfileLearner learner;
+  bool learns = false;  // from this epoch's steps
   ClusterStatus status;
   Window window;
   Stragglers stragglers{0};
@@ -219,11 +232,17 @@ void Engine::Impl::handle(EpochReady ready) {
     deliver();
   }
   pending.clear();
-  scheduler.begin_epoch(ready.epoch, ready.policy, ready.kv_capacity_rows);
+  // Other ranks, another machine.
+  if (ready.topology != status.topology) learner = {};
+  learns = ready.learn;
+  policy = ready.policy;
+  if (learns) policy.profile = learner.next(ready.policy.profile);
+  scheduler.begin_epoch(ready.epoch, policy, ready.kv_capacity_rows);
   status = {};
   status.epoch = ready.epoch;
   status.topology = ready.topology;
-  status.profile = ready.policy.profile;
+  status.profile = policy.profile;
+  status.profile_source = learns ? describe(learner) : "given";
   status.kv_capacity_rows = ready.kv_capacity_rows;
   for (RankInfo& info : ready.ranks) status.ranks.push_back({.info = std::move(info)});
   status.ranks.resize(static_cast<size_t>(ready.topology.world()));
@@ -285,8 +304,10 @@ void Engine::Impl::finish_step(int64_t step, const std::vector<StepResult>& resu
     ++status.decode_steps;
     if (successor_everywhere) ++status.plans_ahead;
   }
-  for (const parallel::Variant variant : summary.groups) {
-    ++status.steps[static_cast<size_t>(variant)];
+  for (size_t g = 0; g < summary.groups.size(); ++g) {
+    const StepSummary::Group& group = summary.groups[g];
+    ++status.steps[static_cast<size_t>(group.variant)];
+    if (learns) learner.observe(policy, group.variant, group.loads, slowest(results, g));
   }
   deliver();  // before the next plan: a stop string found here ends its request
 }

@@ -64,6 +64,7 @@ struct ClusterStatus {
   int64_t epoch = 0;
   parallel::Topology topology;
   parallel::MachineProfile profile;
+  std::string profile_source;    // "measured", "measured, then learned in 2 epochs: ..."
   int64_t kv_capacity_rows = 0;  // per rank
   std::vector<RankStatus> ranks;
   int64_t steps[parallel::kVariants] = {0, 0, 0};  // groups run by variant, this epoch

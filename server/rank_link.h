@@ -32,7 +32,8 @@ struct RankInfo {
 struct EpochReady {
   int64_t epoch = 0;
   parallel::Topology topology;
-  parallel::PolicyInput policy;  // profile frozen for the epoch
+  parallel::PolicyInput policy;  // with the profile that the ranks measured
+  bool learn = true;             // steps' times are of running, and may correct the profile
   int64_t kv_capacity_rows = 0;  // the smallest rank's
   std::vector<RankInfo> ranks;
 };

@@ -56,8 +56,12 @@ struct PlannedStep {
 };
 
 struct StepSummary {
+  struct Group {
+    parallel::Variant variant = parallel::Variant::kPassKv;
+    std::vector<parallel::Load> loads;
+  };
   bool decode_only = false;
-  std::vector<parallel::Variant> groups;
+  std::vector<Group> groups;
 };
 
 class Scheduler {

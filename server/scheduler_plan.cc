@@ -68,8 +68,11 @@ std::optional<PlannedStep> Scheduler::next() {
         return i.placement == Placement::kDecode;
       });
   for (const parallel::Group& group : plan.groups) {
-    out.summary.groups.push_back(group.variant);
-    for (int32_t i : group.items) out.work[static_cast<size_t>(i)].variant = group.variant;
+    out.summary.groups.push_back({group.variant, {}});
+    for (int32_t i : group.items) {
+      out.summary.groups.back().loads.push_back(draft.loads[static_cast<size_t>(i)]);
+      out.work[static_cast<size_t>(i)].variant = group.variant;
+    }
   }
   for (const Item& item : plan.items) {
     out.items.push_back(item);

@@ -205,6 +205,7 @@ void ThreadRanks::Impl::run_rank(Epoch& e, int32_t world_rank) {
             parallel::attention_shape(checkpoint->config(), topology, options.rank.precision);
         ready.policy.cp = topology.cp;
         ready.policy.profile = profile;
+        ready.learn = !options.profile;
         ready.policy.workspace_limit_bytes = options.rank.workspace_limit_bytes;
         sink(ready);
       }

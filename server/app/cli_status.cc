@@ -90,6 +90,7 @@ void print_json(const v1::GetModelResponse& model, const v1::GetClusterResponse&
                               {"plans_ahead", cluster.plans_ahead()},
                               {"plans_ahead_share", plans_ahead_share(cluster)},
                               {"profile", map_json(cluster.profile())},
+                              {"profile_source", cluster.profile_source()},
                               {"requests_running", cluster.requests_running()},
                               {"requests_waiting", cluster.requests_waiting()},
                               {"sessions", cluster.sessions()},
@@ -145,6 +146,7 @@ void print_text(const v1::GetModelResponse& model, const v1::GetClusterResponse&
       "decode steps whose successor was at the ranks before they ended: %d of %d (%.0f %%)\n",
       cluster.plans_ahead(), cluster.decode_steps(), 100 * plans_ahead_share(cluster));
   const std::map<std::string, double> profile(cluster.profile().begin(), cluster.profile().end());
+  if (!profile.empty()) absl::PrintF("machine profile: %s\n", cluster.profile_source());
   for (const auto& [field, value] : profile) absl::PrintF("  %-22s %.4g\n", field, value);
 }
 

@@ -386,6 +386,7 @@ v1::GetClusterResponse to_proto(const ClusterStatus& status) {
   for (const auto& [field, value] : profile_values(status.profile)) {
     (*out.mutable_profile())[field] = value;
   }
+  out.set_profile_source(status.profile_source);
   out.set_requests_running(status.requests_running);
   out.set_requests_waiting(status.requests_waiting);
   out.set_sessions(status.sessions);

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "kernels/cpu/queue.h"
 #include "server/rpc/examination_wire.h"
 #include "server/rpc/profile.h"
 
@@ -304,6 +305,8 @@ void EpochCoordinator::on_ready(WorkerId id, Worker& worker, const v1::Ready& me
     ready.kv_capacity_rows =
         std::min({ready.kv_capacity_rows, entry.kv_capacity_rows, kMostKvRows});
     ready.ranks.push_back(entry.info);
+    // What a GPU reports are times of enqueueing.
+    ready.learn = ready.learn && kernels::parse_cpu_isa(entry.info.cpu_isa).ok();
   }
   begin_running(now);
   log_weights(ready.ranks);

@@ -125,6 +125,7 @@ TEST(Command, EveryQuestionIsAnswered) {
   for (const char* const question :
        {"run --prompt 500 --answer 3 --cp 3", "best --prompt 600 --ttft-ms 50 --gpus 8",
         "passq --tp 1 --cp 3 --total 900", "links --tp 1 --cp 3 --prompt 900",
+        "learn --tp 1 --cp 3 --totals 700 --miss 5,50 --epochs 3",
         "decode --tp 1 --cp 1,3 --context 300 --batch 1,2", "scale --tp 1 --prompt 300 --gpus 4"}) {
     std::istringstream words(std::string("simulate ") + question +
                              (question[0] == 'r' ? " --tp 1" : "") + " --model smollm2-135m");

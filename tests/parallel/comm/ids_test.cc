@@ -25,18 +25,18 @@ TEST(MessageTag, DiffersInEveryField) {
 }
 
 TEST(MessageTag, LargestValuesFitAndDoNotSpill) {
-  const OpId largest{.step = 4095, .layer = 1023, .sequence = 4095, .hop = 255};
+  const OpId largest{.step = 255, .layer = 1023, .sequence = 4095, .hop = 4095};
   EXPECT_EQ(message_tag(255, static_cast<GroupId>(3), largest, 4095), ~uint64_t{0});
   EXPECT_EQ(message_tag(0, GroupId::kTp, {}, 0), 0u);
   // Steps and epochs go on for ever and wrap.
-  EXPECT_EQ(message_tag(256, GroupId::kTp, {.step = 4096}, 0), 0u);
+  EXPECT_EQ(message_tag(256, GroupId::kTp, {.step = 256}, 0), 0u);
 }
 
 TEST(MessageTagDeathTest, RefusesWhatDoesNotFit) {
   ::testing::GTEST_FLAG(death_test_style) = "threadsafe";
   EXPECT_DEATH(message_tag(0, GroupId::kTp, {.layer = 1024}, 0), "layer 1024");
   EXPECT_DEATH(message_tag(0, GroupId::kTp, {.sequence = 4096}, 0), "sequence 4096");
-  EXPECT_DEATH(message_tag(0, GroupId::kTp, {.hop = 256}, 0), "hop 256");
+  EXPECT_DEATH(message_tag(0, GroupId::kTp, {.hop = 4096}, 0), "hop 4096");
   EXPECT_DEATH(message_tag(0, GroupId::kTp, {.hop = -1}, 0), "hop -1");
   EXPECT_DEATH(message_tag(0, GroupId::kTp, {}, 4096), "rank 4096");
 }

@@ -32,7 +32,11 @@ PolicyInput random_input(Random& random) {
                 .link_latency_us = log_uniform(random, 0.5, 200),
                 .merge_bytes_per_us = log_uniform(random, 1e3, 1e6),
                 .pack_bytes_per_us = log_uniform(random, 1e3, 1e6),
-                .overlap = random.coin() ? 1.0 : log_uniform(random, 0.01, 1)};
+                .overlap = random.coin() ? 1.0 : log_uniform(random, 0.01, 1),
+                .hop_overhead_us = random.coin() ? 0.0 : log_uniform(random, 0.1, 2000),
+                .collective_overhead_us = log_uniform(random, 0.5, 500),
+                .collective_bytes_per_us = log_uniform(random, 10, 1e6),
+                .op_overhead_us = random.coin() ? 0.0 : log_uniform(random, 0.1, 20)};
   in.workspace_limit_bytes = int64_t{1} << random.in(10, 32);
   return in;
 }
@@ -107,6 +111,18 @@ TEST(RingPolicySearch, CostsAreMonotonic) {
     worse.profile.link_latency_us *= 3;
     expect_dearer(worse, loads, "higher latency");
     worse = in;
+    worse.profile.hop_overhead_us = 3 * in.profile.hop_overhead_us + 1;
+    expect_dearer(worse, loads, "dearer hops");
+    worse = in;
+    worse.profile.collective_overhead_us *= 3;
+    expect_dearer(worse, loads, "dearer collectives");
+    worse = in;
+    worse.profile.collective_bytes_per_us /= 3;
+    expect_dearer(worse, loads, "slower collectives");
+    worse = in;
+    worse.profile.op_overhead_us = 3 * in.profile.op_overhead_us + 1;
+    expect_dearer(worse, loads, "dearer ops");
+    worse = in;
     worse.profile.attend_flops_per_us /= 3;
     expect_dearer(worse, loads, "slower attention");
     worse = in;
@@ -119,8 +135,9 @@ TEST(RingPolicySearch, FreeNetworkHidesAllHops) {
   Random random(3);
   for (int round = 0; round < 200; ++round) {
     PolicyInput in = random_input(random);
-    in.profile.link_bytes_per_us = 1e15;
-    in.profile.link_latency_us = 0;
+    in.profile.link_bytes_per_us = in.profile.collective_bytes_per_us = 1e15;
+    in.profile.link_latency_us = in.profile.hop_overhead_us = 0;
+    in.profile.collective_overhead_us = 0;
     for (const Prediction& p : predict(in, random_loads(random))) {
       ASSERT_LE(p.exposed_us, 1e-6 * p.us);
     }
@@ -181,9 +198,10 @@ TEST(RingPolicySearch, SmallestChunkHidesItsHops) {
     const Load load = {chunk, cached};
     const auto p = predict(in, {&load, 1});
     const Prediction& chosen = p[static_cast<size_t>(choose(in, {&load, 1}))];
-    // pass-KV hides everything; pass-Q everything but its all-to-all.
+    // pass-KV hides everything but the ranks' own time; pass-Q all that and its all-to-all.
     if (chosen.variant == Variant::kPassKv && p[0].fits && in.cp > 1) {
-      ASSERT_LE(p[0].exposed_us, 1e-9 * p[0].us) << chunk;
+      const double own = in.shape.layers * (in.cp - 1) * in.profile.hop_overhead_us;
+      ASSERT_NEAR(p[0].exposed_us, own, 1e-9 * p[0].us) << chunk;
     }
   }
 }

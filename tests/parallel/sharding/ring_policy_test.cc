@@ -20,7 +20,9 @@ PolicyInput gtt(int32_t cp) {
                 .link_latency_us = 10,
                 .merge_bytes_per_us = 2e6,
                 .pack_bytes_per_us = 1e6,
-                .overlap = 1};
+                .overlap = 1,
+                .collective_overhead_us = 10,
+                .collective_bytes_per_us = 26e3};
   in.workspace_limit_bytes = int64_t{1} << 30;
   return in;
 }
@@ -65,6 +67,7 @@ TEST(RingPolicy, PredictsTheBreakdownOfTable5) {
   PolicyInput in = gtt(4);
   in.shape.layers = 1;
   in.profile.attend_overhead_us = in.profile.link_latency_us = 0;
+  in.profile.collective_overhead_us = 0;
   in.profile.pack_bytes_per_us = in.profile.merge_bytes_per_us = 1e12;
   const auto p = predict_one(in, {3200, 124800});
   EXPECT_NEAR(p[0].attend_us / 4, 414, 0.1 * 414);
@@ -72,6 +75,59 @@ TEST(RingPolicy, PredictsTheBreakdownOfTable5) {
   EXPECT_NEAR(p[0].exposed_us, 639, 0.25 * 639);
   EXPECT_EQ(p[0].bytes_sent, 3 * 32000 * 512);
   EXPECT_EQ(p[1].bytes_sent, 3 * 800 * (4096 + 16 * 129 * 4));
+}
+
+// What a rank itself does for a hop hides behind nothing; of the flight only the share that goes on
+// beside a visit does.
+TEST(RingPolicy, OnlyTheFlightOfAHopHides) {
+  PolicyInput in = gtt(4);
+  in.shape.layers = 1;
+  const Load load = {64000, 64000};
+  const Prediction hidden = predict_one(in, load)[0];
+  ASSERT_EQ(hidden.exposed_us, 0);
+  in.profile.hop_overhead_us = 100;
+  EXPECT_NEAR(predict_one(in, load)[0].exposed_us, 3 * 100, 1e-9);
+  in.profile.overlap = 0.75;
+  const double flight = 10 + 32000 * 512 / 26e3;
+  EXPECT_NEAR(predict_one(in, load)[0].exposed_us, 3 * (100 + flight / 4), 1e-6);
+  in.profile.overlap = 0;
+  EXPECT_NEAR(predict_one(in, load)[0].exposed_us, 3 * (100 + flight), 1e-6);
+  // A visit that is too short hides as much as it lasts.
+  in.profile.overlap = 1;
+  const Load few = {2560, 125440};
+  const Prediction exposed = predict_one(in, few)[0];
+  const double visit = (exposed.attend_us - 32000 * 512 / 1e6) / 4;
+  EXPECT_NEAR(exposed.exposed_us, 3 * (100 + flight - visit), 1e-6);
+}
+
+// Two collectives against a ring of N-1 hops: where a hop is dear to start, as for a system whose
+// host launches it, gather-Q is the fastest of all at miss rates at which pass-KV beats pass-Q; and
+// the other way round.
+TEST(RingPolicy, TheStartOfHopsAndOfCollectivesDecides) {
+  PolicyInput in = gtt(4);
+  const Load load = {7680, 128000 - 7680};
+  EXPECT_EQ(choose_one(in, load), Variant::kPassKv);
+  in.profile.hop_overhead_us = 1500;
+  in.profile.collective_overhead_us = 225;
+  const auto p = predict_one(in, load);
+  EXPECT_EQ(choose_one(in, load), Variant::kGatherQ);
+  EXPECT_LT(p[0].us, p[1].us);
+  in.profile.collective_overhead_us = 4000;
+  EXPECT_EQ(choose_one(in, load), Variant::kPassKv);
+  EXPECT_LT(predict_one(in, load)[1].us, predict_one(in, load)[2].us);
+}
+
+// Of N-1 partials each is cleared and merged: pass-Q's price where ops are dear to start.
+TEST(RingPolicy, EveryPartialCostsTwoOps) {
+  PolicyInput in = gtt(8);
+  in.shape.layers = 1;
+  const Load load = {800, 127200};
+  const auto before = predict_one(in, load);
+  in.profile.op_overhead_us = 20;
+  const auto after = predict_one(in, load);
+  EXPECT_NEAR(after[0].us - before[0].us, 20, 1e-6);
+  EXPECT_NEAR(after[1].us - before[1].us, 2 * 7 * 20, 1e-6);
+  EXPECT_NEAR(after[2].us - before[2].us, 2 * 7 * 20, 1e-6);
 }
 
 TEST(RingPolicy, FullPrefillPassesKv) {
