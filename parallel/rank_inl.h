@@ -142,12 +142,8 @@ void RankOn<Queue>::attend(int32_t l, std::span<const GroupLayout> layouts,
 template <class Queue>
 absl::StatusOr<StepResult> RankOn<Queue>::apply(const StepPlan& plan, Clock::time_point deadline) {
   const Clock::time_point start = Clock::now();
-<<<<<<< HEAD
   const double waited = waited_us();
-  queue_.phases().take();
-=======
   queue_.phases().restart();
->>>>>>> 38a4f5f (Timelines of ranks, annulus-bench step, --trace; limits in ring and policy)
   kernels::set_check_context(absl::StrCat("rank ", world_rank_, ", step ", plan.step));
   if (absl::Status possible = check(plan); !possible.ok()) return possible;
   step_.store(plan.step);

@@ -2,9 +2,9 @@
 // Phases: what a queue is working at, and how long each took. Every piece of a step enters its
 // phase on the queue (a breadcrumb); phases nest and are exclusive, so that their times add up to
 // the step's; a timeline gets each of them, with the layer and the hop that it belongs to. Off,
-// entering costs a store and a predicted branch. A queue that only enqueues would record events
-// here instead of reading a clock. Owned by a queue and used from its owner thread; current() from
-// any thread.
+// entering costs a store and a predicted branch. A queue that only enqueues waits for its device at
+// the end of each phase, so that times are the device's: phases then do not overlap, and a profiled
+// step takes longer. Owned by a queue and used from its owner thread; current() from any thread.
 #pragma once
 
 #include <array>
@@ -12,6 +12,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <utility>
 
 #include "kernels/core/timeline.h"
@@ -49,6 +50,8 @@ class PhaseClock {
     restart();
   }
   bool enabled() const { return on_; }
+  // Waits until what was enqueued has run; empty: it has.
+  void settle_with(std::function<void()> settle) { settle_ = std::move(settle); }
   // Phases go to this timeline too, which outlives their use; null: no more. Enables.
   void record(Timeline* timeline) {
     timeline_ = timeline;
@@ -84,6 +87,7 @@ class PhaseClock {
  private:
   using Clock = std::chrono::steady_clock;
   void charge(Phase phase) {
+    if (settle_) settle_();
     const Clock::time_point now = Clock::now(), since = std::exchange(since_, now);
     us_[static_cast<size_t>(phase)] +=
         std::chrono::duration<double, std::micro>(now - since).count();
@@ -106,6 +110,7 @@ class PhaseClock {
   Clock::time_point since_ = Clock::now();
   Times us_{};
   Timeline* timeline_ = nullptr;
+  std::function<void()> settle_;
 };
 
 // Inside a scope, then back to what was before.

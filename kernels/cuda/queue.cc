@@ -101,6 +101,8 @@ CudaQueue::CudaQueue(int device) {
   check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream");
   check_cuda(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device),
              "the size of the GPU");
+  // What went wrong is found by finish().
+  phases_.settle_with([this] { cudaStreamSynchronize(stream_); });
 }
 
 CudaQueue::~CudaQueue() {
