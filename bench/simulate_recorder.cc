@@ -155,6 +155,7 @@ const char* name(Share share) {
     case Share::kMatmul: return "matmul";
     case Share::kAttend: return "attention";
     case Share::kRows: return "rows";
+    case Share::kPack: return "pack";
     case Share::kMerge: return "merge";
     case Share::kAllReduce: return "tp sum";
     case Share::kHop: return "send";
