@@ -15,6 +15,13 @@ namespace annulus::kernels {
 namespace {
 
 constexpr Shape kSmol = {9, 3, 64};
+constexpr AttentionKernel kOnTensorCores[] = {AttentionKernel::kMma, AttentionKernel::kWgmma};
+
+std::string described(AttentionKernel kernel, int32_t splits, Shape shape) {
+  return std::string(kernel == AttentionKernel::kWgmma ? "wgmma, " : "mma, ") +
+         std::to_string(splits) + " splits, " + std::to_string(shape.heads) + "/" +
+         std::to_string(shape.kv_heads) + " heads of " + std::to_string(shape.head_dim);
+}
 
 // Tensor cores round probabilities to bf16, as vdpbf16ps does.
 Tolerance allowed(const KvFormat& format) {
@@ -55,9 +62,10 @@ class OnDevice {
     return with_acc(
         acc, [&](Partial view) { attend_plain(queue_, q(), segments, p_.format, p_.scale, view); });
   }
-  OwnedPartial attend_in_splits(int32_t splits, OwnedPartial acc) {
+  OwnedPartial attend_in_splits(AttentionKernel kernel, int32_t splits, OwnedPartial acc) {
+    const auto& attend_so = kernel == AttentionKernel::kWgmma ? attend_wgmma : attend_mma;
     return with_acc(acc, [&](Partial view) {
-      attend_tensor_cores(queue_, q(), segments, p_.format, p_.scale, view, splits);
+      attend_so(queue_, q(), segments, p_.format, p_.scale, view, splits);
     });
   }
 
@@ -131,10 +139,11 @@ TEST_F(CudaAttention, TensorCores) {
                      {range(64, 40, 2), range(0, 65)}});
     OnDevice problem(queue(), p, true);
     const ReferencePartial want = p.reference();
-    for (const int32_t splits : {1, 5}) {
-      expect_near(problem.attend_in_splits(splits, OwnedPartial(p)), want, allowed(p.format),
-                  std::to_string(splits) + " splits of head_dim " + std::to_string(shape.head_dim));
-    }
+    for (const AttentionKernel kernel : kOnTensorCores)
+      for (const int32_t splits : {1, 5}) {
+        expect_near(problem.attend_in_splits(kernel, splits, OwnedPartial(p)), want,
+                    allowed(p.format), described(kernel, splits, shape));
+      }
   }
 }
 
@@ -153,10 +162,11 @@ TEST_F(CudaAttention, TensorCoresDecode) {
     for (const int32_t cached : {0, 31, 32, 500, 63, 64}) sequences.push_back(prefill(1, cached));
     const Problem p(shape, DType::kBF16, sequences);
     OnDevice problem(queue(), p, true);
-    for (const int32_t splits : {0, 1, 4}) {
-      expect_near(problem.attend_in_splits(splits, OwnedPartial(p)), p.reference(),
-                  allowed(p.format), std::to_string(splits) + " splits");
-    }
+    for (const AttentionKernel kernel : kOnTensorCores)
+      for (const int32_t splits : {0, 1, 4}) {
+        expect_near(problem.attend_in_splits(kernel, splits, OwnedPartial(p)), p.reference(),
+                    allowed(p.format), described(kernel, splits, shape));
+      }
   }
 }
 
