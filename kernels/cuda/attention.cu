@@ -187,17 +187,20 @@ void attend<CudaQueue>(CudaQueue& queue, ConstTensor q, std::span<const Segment>
     ANNULUS_CHECK(segment.q_first >= 0 && segment.q_first + int64_t{segment.q_count} <= q.rows,
                   "rows ", segment.q_first, " + ", segment.q_count, " of ", q.rows);
   }
-  const int64_t group = acc.heads / format.kv_heads;
-  const auto of = [&](AttentionKernel kernel) {
-    std::vector<Segment> out;
-    std::copy_if(segments.begin(), segments.end(), std::back_inserter(out), [&](const Segment& s) {
+  const auto take = [&](AttentionKernel kernel, const auto& enqueue) {
+    const int64_t group = acc.heads / format.kv_heads;
+    std::vector<Segment> its;
+    std::copy_if(segments.begin(), segments.end(), std::back_inserter(its), [&](const Segment& s) {
       return attention_kernel(format, s.q_count * group) == kernel;
     });
-    return out;
+    if (!its.empty()) enqueue(its);
   };
-  attend_wgmma(queue, q, of(AttentionKernel::kWgmma), format, scale, acc);
-  attend_mma(queue, q, of(AttentionKernel::kMma), format, scale, acc);
-  attend_plain(queue, q, of(AttentionKernel::kPlain), format, scale, acc);
+  take(AttentionKernel::kWgmma,
+       [&](const auto& its) { attend_wgmma(queue, q, its, format, scale, acc); });
+  take(AttentionKernel::kMma,
+       [&](const auto& its) { attend_mma(queue, q, its, format, scale, acc); });
+  take(AttentionKernel::kPlain,
+       [&](const auto& its) { attend_plain(queue, q, its, format, scale, acc); });
 }
 
 bool tensor_cores_take(const KvFormat& format) {

@@ -45,6 +45,7 @@ using device::kWarpgroup;
 
 constexpr int kFlushKeys = 1 << 14;  // keys seen between two flushes into acc
 constexpr int kSlab = 64;            // columns of a swizzled row of 128 bytes
+constexpr int kQueriesThere = 1, kTurn = 3;  // barriers, one each warpgroup of rows
 constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
 
 // What a stage of K holds. Masked: some row of the block does not see some of its keys.
@@ -189,7 +190,7 @@ __device__ __forceinline__ void attend_rows(const BlockRows& my, const View<cons
   device::commit_copies();
   device::wait_copies<0>();
   device::fence_proxy_async();
-  device::named_barrier_sync(1 + number, kWarpgroup);
+  device::named_barrier_sync(kQueriesThere + number, kWarpgroup);
 
   // This thread's rows, and the last position that each sees.
   int rows[2];
@@ -310,10 +311,9 @@ __device__ __forceinline__ void attend_rows(const BlockRows& my, const View<cons
   };
 
   // Turns to issue products: each waits at its own barrier for the other's arrival there.
-  const auto my_turn = [&] { device::named_barrier_sync(1 + number, S::kConsumers * kWarpgroup); };
-  const auto your_turn = [&] {
-    device::named_barrier_arrive(2 - number, S::kConsumers * kWarpgroup);
-  };
+  constexpr int kBoth = S::kConsumers * kWarpgroup;
+  const auto my_turn = [&] { device::named_barrier_sync(kTurn + number, kBoth); };
+  const auto your_turn = [&] { device::named_barrier_arrive(kTurn + 1 - number, kBoth); };
   if (number == 1) your_turn();
 
   int n = 0;

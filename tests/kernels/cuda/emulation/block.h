@@ -41,7 +41,7 @@ struct Fiber {
   dim3 index;
   size_t number = 0;  // in the block
   bool done = false;
-  int64_t block_waits = 0, warp_waits = 0;  // barriers reached so far
+  int64_t warp_waits = 0;       // meetings of its warp so far
   const void* given = nullptr;              // to the warp
   std::vector<Copy> open;                   // of the batch that is not closed yet
   std::deque<std::vector<Copy>> batches;
@@ -66,6 +66,8 @@ struct Block {
   std::mt19937 random{1};
   std::vector<char> shared;  // memory of the launch, and what aligns it
   size_t shared_bytes = 0;
+  size_t at_barrier = 0, ended = 0;  // threads
+  int64_t barriers = 0;              // that all have passed
   int64_t progress = 0;  // grows with everything that another thread may wait for
 };
 inline thread_local Block block;  // one launch runs at a time

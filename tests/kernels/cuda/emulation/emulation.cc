@@ -27,6 +27,14 @@ void run_fiber(Fiber* fiber) {
   setcontext(&fiber->context);
 }
 
+// Threads that have ended are not waited for.
+void pass_barrier_if_all() {
+  if (block.at_barrier == 0 || block.at_barrier + block.ended < block.size) return;
+  block.at_barrier = 0;
+  ++block.barriers;
+  ++block.progress;
+}
+
 void fiber_main() {
   Fiber* const self = block.current;
   (*block.thread)();
@@ -36,7 +44,9 @@ void fiber_main() {
   self->batches.clear();
   end_hopper_thread();
   self->done = true;
+  ++block.ended;
   ++block.progress;
+  pass_barrier_if_all();
   pause_fiber();
 }
 
@@ -56,13 +66,14 @@ std::string waited_for(const std::vector<Fiber*>& fibers) {
 void run_block(size_t threads) {
   while (block.fibers.size() < threads) block.fibers.push_back(std::make_unique<Fiber>());
   block.size = threads;
+  block.at_barrier = block.ended = 0;
   std::memset(launch_memory(), 0xff, block.shared_bytes);
   begin_hopper();
   std::vector<Fiber*> order;
   for (unsigned i = 0; i < threads; ++i) {
     Fiber& fiber = *block.fibers[i];
     fiber.done = fiber.begun = false;
-    fiber.block_waits = fiber.warp_waits = 0;
+    fiber.warp_waits = 0;
     fiber.waits_for = nullptr;
     fiber.number = i;
     fiber.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
@@ -105,14 +116,11 @@ void run_block(size_t threads) {
 }  // namespace
 
 void barrier() {
-  const int64_t mine = ++block.current->block_waits;
-  wait_until([mine] {
-    for (size_t i = 0; i < block.size; ++i) {
-      const Fiber& fiber = *block.fibers[i];
-      if (!fiber.done && fiber.block_waits < mine) return false;
-    }
-    return true;
-  }, [](const void*) { return std::string("__syncthreads"); });
+  const int64_t before = block.barriers;
+  ++block.at_barrier;
+  pass_barrier_if_all();
+  wait_until([&] { return block.barriers != before; },
+             [](const void*) { return std::string("__syncthreads"); });
 }
 
 namespace {
