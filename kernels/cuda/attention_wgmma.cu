@@ -390,7 +390,8 @@ void enqueue(CudaQueue& queue, std::span<const Segment> segments, ConstTensor q,
     if (segment.q_count == 0 || segment.kv.count == 0) continue;
     real.push_back(segment);
     const int32_t rows = box_rows(format, segment.kv.pages != nullptr, S::kKeys);
-    maps.push_back(rows > 0 ? tensor_map_of(segment.kv, format, rows) : CUtensorMap{});
+    maps.emplace_back();
+    if (rows > 0) make_tensor_map(maps.back(), segment.kv, format, rows);
   }
   if (real.empty()) return;
   constexpr int kBytes = sizeof(Memory<S>);

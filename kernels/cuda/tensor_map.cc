@@ -28,7 +28,7 @@ Encode find_encode() {
 
 }  // namespace
 
-CUtensorMap tensor_map_of(const KvRows& kv, const KvFormat& format, int32_t box_rows) {
+void make_tensor_map(CUtensorMap& map, const KvRows& kv, const KvFormat& format, int32_t box_rows) {
   static const Encode encode = find_encode();
   // Pages are anywhere in a cache whose size nobody says here.
   const int64_t rows = kv.pages == nullptr ? kv.count : std::numeric_limits<int32_t>::max();
@@ -36,7 +36,6 @@ CUtensorMap tensor_map_of(const KvRows& kv, const KvFormat& format, int32_t box_
                               static_cast<cuuint64_t>(rows)};
   const cuuint64_t strides[] = {static_cast<cuuint64_t>(format.row_bytes())};  // of rows, in bytes
   const cuuint32_t box[] = {64, static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
-  CUtensorMap map;
   const CUresult refused =
       encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<std::byte*>(kv.base), sizes,
              strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
@@ -45,7 +44,6 @@ CUtensorMap tensor_map_of(const KvRows& kv, const KvFormat& format, int32_t box_
     throw DeviceError(concat("the driver refuses a tensor map of ", rows, " rows of ",
                              format.row_bytes(), " bytes at ", kv.base, ": error ", refused));
   }
-  return map;
 }
 
 }  // namespace annulus::kernels

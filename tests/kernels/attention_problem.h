@@ -52,9 +52,10 @@ inline void put(std::vector<std::byte>& bytes, int64_t element, float x, DType d
 
 class Problem {
  public:
-  Problem(Shape shape, DType dtype, std::vector<Sequence> sequences, uint32_t seed = 1)
+  Problem(Shape shape, DType dtype, std::vector<Sequence> sequences, uint32_t seed = 1,
+          int32_t page_tokens = 16)
       : shape_(shape), sequences_(std::move(sequences)), random_(seed) {
-    format = {dtype, shape.kv_heads, shape.head_dim, 16};
+    format = {dtype, shape.kv_heads, shape.head_dim, page_tokens};
     scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
     // One row of nobody before every segment and one at the end.
     rows_ = 1;
