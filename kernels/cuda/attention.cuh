@@ -119,12 +119,10 @@ __device__ __forceinline__ void merge_row(const BlockRows& my, int m, bool first
   const int lane = static_cast<int>(threadIdx.x) % device::kWarp;
   const bool split = my.work.splits > 1, begins = first && split;
   const bool leads = m < my.rows && lane % 4 == 0;
-  int64_t at =
-      int64_t{my.work.segment.q_first + my.query_of(m)} * acc.heads + my.head_of(m);
+  int64_t at = int64_t{my.work.segment.q_first + my.query_of(m)} * acc.heads + my.head_of(m);
   if (split) {
     at = my.work.first_cell +
-         (int64_t{my.split} * my.work.segment.q_count + my.query_of(m)) * acc.heads +
-         my.head_of(m);
+         (int64_t{my.split} * my.work.segment.q_count + my.query_of(m)) * acc.heads + my.head_of(m);
   }
   float* const lse = (split ? results.lse : acc.lse) + at;
   float total = sum, before = -INFINITY;

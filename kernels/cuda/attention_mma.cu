@@ -31,7 +31,7 @@ using device::kWarp;
 
 constexpr int kStep = 32;            // keys whose scores are held at once
 constexpr int kFlushKeys = 1 << 14;  // keys seen between two flushes into acc
-constexpr int kSlots = 3;  // tiles whose keys have been looked up: read, under way, next
+constexpr int kSlots = 3;            // tiles whose keys have been looked up: read, under way, next
 
 // A block's shape. Prefill: many rows; decode: a warp, whose splits fill the GPU.
 template <int kD, int kRowTilesPerWarp, int kWarpsOfBlock, int kKeysOfTile>
@@ -307,13 +307,13 @@ void enqueue(CudaQueue& queue, std::span<const Segment> segments, ConstTensor q,
              const KvFormat& format, float scale, Partial acc, int32_t splits) {
   if (segments.empty()) return;
   const CudaQueue::Mark mark(queue);
-  const WorkPlan plan = plan_work(queue, segments, format, acc,
-                                  {S::kRows, S::kKeys, room_of<S>(queue)}, splits);
-  launch_with_memory(
-      queue.stream(), {blocks_for(plan.blocks, 1), static_cast<unsigned>(format.kv_heads)},
-      {S::kThreads}, S::kSharedBytes, attend_tiles<S>, plan.on_device.data(),
-      static_cast<int>(plan.work.size()), plan.bounds, view<const bf16>(q), format, scale, acc,
-      plan.results);
+  const WorkPlan plan =
+      plan_work(queue, segments, format, acc, {S::kRows, S::kKeys, room_of<S>(queue)}, splits);
+  launch_with_memory(queue.stream(),
+                     {blocks_for(plan.blocks, 1), static_cast<unsigned>(format.kv_heads)},
+                     {S::kThreads}, S::kSharedBytes, attend_tiles<S>, plan.on_device.data(),
+                     static_cast<int>(plan.work.size()), plan.bounds, view<const bf16>(q), format,
+                     scale, acc, plan.results);
   join_splits(queue, plan, acc);
 }
 

@@ -12,19 +12,19 @@
 //   softmax, and while its own scores' softmax runs its P V does.
 // Tiles, bytes of shared memory, registers, for D = 128 / 64: 128 rows x 128 keys; Q 32 / 16 KiB, 2
 //   / 4 stages of K and V 128 KiB; scores 64, O 64 / 32, P 32 registers of 232 (the bringers have
-//   40), so that one block is on an SM.
+//   48), so that one block is on an SM.
 // Numerics: exponentials to base 2; probabilities bf16 in the second product only. O is summed up
 //   by the tensor cores over kFlushKeys keys at most: 1,024 additions of 16 products, each cut off
 //   at 2^-23 of the sum at worst, so that all of them stay below 2^-13, where P has been rounded to
 //   2^-9; then it goes into acc.
 // Bound (an SM: 4,096 FLOP and 128 bytes of shared memory a cycle, 16 exponentials): a tile of 128
 //   x 128 is 8.4 / 4.2 MFLOP, 2,048 / 1,024 cycles of tensor cores. It reads 6 KiB of shared memory
-//   for each 64 x 128 x 16 of Q K^T (Q and K, 43 FLOP a byte) and 2 KiB each 64 x 64 x 16 of P V (64
-//   FLOP a byte), 32 being balance: 1,280 / 640 cycles. Its exponentials take 1,024: hidden by the
-//   other warpgroup for D = 128, as long as the products for D = 64. HBM: kKeys * 4 D bytes for 512
-//   D kKeys FLOP, 128 FLOP a byte, are balance 300 missed, but the blocks that run at once read the
-//   same keys from L2. So tensor cores bound D = 128, exponentials as much D = 64. Expected, not
-//   measured: compiled and emulated, not run on a GPU.
+//   for each 64 x 128 x 16 of Q K^T (Q and K, 43 FLOP a byte) and 2 KiB each 64 x 64 x 16 of P V
+//   (64 FLOP a byte), 32 being balance: 1,280 / 640 cycles. Its exponentials take 1,024: hidden by
+//   the other warpgroup for D = 128, as long as the products for D = 64. HBM: kKeys * 4 D bytes for
+//   512 D kKeys FLOP, 128 FLOP a byte, are balance 300 missed, but the blocks that run at once read
+//   the same keys from L2. So tensor cores bound D = 128, exponentials as much D = 64. Expected,
+//   not measured: compiled and emulated, not run on a GPU.
 // Limits: head_dim 64 and 128; KV rows aligned to 16 bytes; 2^31 blocks.
 #include <vector>
 
@@ -43,10 +43,10 @@ namespace {
 using device::kWarp;
 using device::kWarpgroup;
 
-constexpr int kFlushKeys = 1 << 14;  // keys seen between two flushes into acc
-constexpr int kSlab = 64;            // columns of a swizzled row of 128 bytes
+constexpr int kFlushKeys = 1 << 14;          // keys seen between two flushes into acc
+constexpr int kSlab = 64;                    // columns of a swizzled row of 128 bytes
 constexpr int kQueriesThere = 1, kTurn = 3;  // barriers, one each warpgroup of rows
-constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+constexpr int kProducerRegisters = 48, kConsumerRegisters = 232;
 
 // What a stage of K holds. Masked: some row of the block does not see some of its keys.
 enum class Tile : int32_t { kWhole, kMasked, kEnd };
@@ -121,10 +121,10 @@ __device__ __forceinline__ void bring_tiles(const BlockRows& my, const Bounds* b
       const int boxes = kKeys / rows_of_box;
       for (int i = lane; i < boxes * S::kSlabs; i += kWarp) {
         const int box = i % boxes, slab = i / boxes, key = tile * kKeys + box * rows_of_box;
-        const int row = kv.pages == nullptr ? key
-                                            : kv.pages[key / format.page_tokens] *
-                                                      format.page_tokens +
-                                                  key % format.page_tokens;
+        const int row = kv.pages == nullptr
+                            ? key
+                            : kv.pages[key / format.page_tokens] * format.page_tokens +
+                                  key % format.page_tokens;
         device::tma_load(to + slab * S::kSlabBytes + box * rows_of_box * 128, map,
                          column + slab * kSlab, row, full);
       }
@@ -171,8 +171,8 @@ __device__ __forceinline__ void bring_tiles(const BlockRows& my, const Bounds* b
 // The other warpgroups: 64 rows each.
 template <class S>
 __device__ __forceinline__ void attend_rows(const BlockRows& my, const View<const bf16>& q,
-                                            float scale, const Partial& acc,
-                                            const Results& results, Memory<S>& memory) {
+                                            float scale, const Partial& acc, const Results& results,
+                                            Memory<S>& memory) {
   constexpr int kD = S::kHeadDim, kKeys = S::kKeys;
   const int number = static_cast<int>(threadIdx.x) / kWarpgroup - 1;  // of the warpgroup
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
@@ -198,8 +198,8 @@ __device__ __forceinline__ void attend_rows(const BlockRows& my, const View<cons
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     rows[half] = first_row + 16 * warp + device::product_row(lane, 2 * half);
-    query[half] = rows[half] < my.rows ? segment.q_positions[my.query_of(rows[half])]
-                                       : kPaddingQueryPos;
+    query[half] =
+        rows[half] < my.rows ? segment.q_positions[my.query_of(rows[half])] : kPaddingQueryPos;
   }
 
   const uint64_t q_matrix =
@@ -398,14 +398,14 @@ void enqueue(CudaQueue& queue, std::span<const Segment> segments, ConstTensor q,
   static_assert(kBytes <= 227 << 10, "a block has 227 KiB of shared memory");
   allow_memory(attend_warpgroups<S>, kBytes);
   const CudaQueue::Mark mark(queue);
-  const WorkPlan plan = plan_work(queue, real, format, acc,
-                                  {S::kRows, S::kKeys, queue.multiprocessors()}, splits);
+  const WorkPlan plan =
+      plan_work(queue, real, format, acc, {S::kRows, S::kKeys, queue.multiprocessors()}, splits);
   const auto on_device = queue.upload(std::span<const CUtensorMap>(maps));
-  launch_with_memory(
-      queue.stream(), {blocks_for(plan.blocks, 1), static_cast<unsigned>(format.kv_heads)},
-      {S::kThreads}, kBytes, attend_warpgroups<S>, plan.on_device.data(),
-      static_cast<int>(plan.work.size()), plan.bounds, on_device.data(), view<const bf16>(q),
-      format, scale, acc, plan.results);
+  launch_with_memory(queue.stream(),
+                     {blocks_for(plan.blocks, 1), static_cast<unsigned>(format.kv_heads)},
+                     {S::kThreads}, kBytes, attend_warpgroups<S>, plan.on_device.data(),
+                     static_cast<int>(plan.work.size()), plan.bounds, on_device.data(),
+                     view<const bf16>(q), format, scale, acc, plan.results);
   join_splits(queue, plan, acc);
 }
 

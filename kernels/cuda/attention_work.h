@@ -44,8 +44,8 @@ struct WorkPlan {
   std::span<const Work> on_device;
   const Bounds* bounds = nullptr;
   Results results = {};
-  int64_t blocks = 0;          // the grid's x; its y is the KV heads
-  int32_t longest_split = 0;   // query rows of the longest segment with several splits
+  int64_t blocks = 0;         // the grid's x; its y is the KV heads
+  int32_t longest_split = 0;  // query rows of the longest segment with several splits
 };
 
 // Enqueues the tables of these segments (neither queries nor keys of any are none), in scratch of

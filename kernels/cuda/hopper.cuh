@@ -43,8 +43,8 @@ constexpr uint64_t advanced(uint64_t descriptor, uint32_t bytes) {
 }
 
 // A thread's numbers of a warpgroup's 64 x N product: element i of its N / 2 lies in row 16 warp +
-// product_row(lane, i mod 4) and column 8 (i / 4) + product_column(lane, i mod 4) (tensor_core.cuh).
-// A in registers is laid out as mma_16x8x16 has it, 16 rows a warp.
+// product_row(lane, i mod 4) and column 8 (i / 4) + product_column(lane, i mod 4)
+// (tensor_core.cuh). A in registers is laid out as mma_16x8x16 has it, 16 rows a warp.
 
 #ifdef __CUDACC__
 
@@ -62,10 +62,10 @@ __device__ inline void mbarrier_arrive(uint64_t* barrier) {
                : "memory");
 }
 __device__ inline void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                   shared_address(barrier)),
-               "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
 }
 // Until the phase of this parity has ended; of a new barrier that "before" the first has parity 1.
 __device__ inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
@@ -135,14 +135,14 @@ __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLater) : "memory");
 }
 
-#define ANNULUS_8_FLOATS(d, i)                                                            \
+#define ANNULUS_8_FLOATS(d, i)                                                                \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
 #define ANNULUS_32_FLOATS(d) \
   ANNULUS_8_FLOATS(d, 0), ANNULUS_8_FLOATS(d, 8), ANNULUS_8_FLOATS(d, 16), ANNULUS_8_FLOATS(d, 24)
-#define ANNULUS_64_FLOATS(d)                                                        \
-  ANNULUS_32_FLOATS(d), ANNULUS_8_FLOATS(d, 32), ANNULUS_8_FLOATS(d, 40),           \
-      ANNULUS_8_FLOATS(d, 48), ANNULUS_8_FLOATS(d, 56)
+#define ANNULUS_64_FLOATS(d)                                                                       \
+  ANNULUS_32_FLOATS(d), ANNULUS_8_FLOATS(d, 32), ANNULUS_8_FLOATS(d, 40), ANNULUS_8_FLOATS(d, 48), \
+      ANNULUS_8_FLOATS(d, 56)
 
 // d[64, 128] (+)= a[64, 16] b[128, 16]^T, bf16 with fp32 sums, both K-major in shared memory.
 __device__ inline void wgmma_keys(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {

@@ -21,10 +21,10 @@ constexpr int32_t box_rows(const KvFormat& format, bool paged, int32_t keys) {
   return std::min(page, keys);
 }
 
-// map = these rows; what is behind the last is zeros where kv is packed, and the caller's care where
-// it is paged. kv.base must be aligned to 16 bytes, row_bytes() is a multiple of 16. Not by value:
-// compilers forget to align temporaries to the 64 bytes that the driver asks for. DeviceError where
-// the driver has no such function or refuses.
+// map = these rows; what is behind the last is zeros where kv is packed, and the caller's care
+// where it is paged. kv.base must be aligned to 16 bytes, row_bytes() is a multiple of 16. Not by
+// value: compilers forget to align temporaries to the 64 bytes that the driver asks for.
+// DeviceError where the driver has no such function or refuses.
 void make_tensor_map(CUtensorMap& map, const KvRows& kv, const KvFormat& format, int32_t box_rows);
 
 }  // namespace annulus::kernels

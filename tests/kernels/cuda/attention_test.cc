@@ -4,7 +4,6 @@
 #include "kernels/cuda/attention.h"
 
 #include <algorithm>
-#include <initializer_list>
 #include <memory>
 #include <random>
 #include <string>
@@ -109,19 +108,15 @@ class CudaAttention : public CudaTest {
                     what + (paged ? ", paged " : ", packed ") + name(dtype));
       }
   }
-  // By both kernels on tensor cores, keys in one piece and in several.
-  void check_tensor_cores(const Problem& p, const std::string& what,
-                          std::initializer_list<int32_t> all_splits = {1, 3}) {
+  // By both kernels on tensor cores: paged in one piece, packed in three.
+  void check_tensor_cores(const Problem& p, const std::string& what) {
     const ReferencePartial want = p.reference();
-    for (const bool paged : {true, false}) {
-      OnDevice problem(queue(), p, paged);
-      for (const AttentionKernel kernel : kOnTensorCores)
-        for (const int32_t splits : all_splits) {
-          expect_near(problem.attend_in_splits(kernel, splits, OwnedPartial(p)), want,
-                      allowed(p.format),
-                      what + (paged ? ", paged, " : ", packed, ") +
-                          described(kernel, splits, p.shape()));
-        }
+    for (const int32_t splits : {1, 3}) {
+      OnDevice problem(queue(), p, splits == 1);
+      for (const AttentionKernel kernel : kOnTensorCores) {
+        expect_near(problem.attend_in_splits(kernel, splits, OwnedPartial(p)), want,
+                    allowed(p.format), what + ", " + described(kernel, splits, p.shape()));
+      }
     }
   }
 };
@@ -184,7 +179,8 @@ TEST_F(CudaAttention, TensorCoresOddTiles) {
              {"a tile to the row", {range(128, 64), range(0, 128)}},
              {"a key more than a tile", {range(200, 3), range(0, 129)}},
              {"nothing is seen", {range(0, 70), range(1000, 300)}},
-             {"any order", {std::vector<int32_t>(shuffled.begin(), shuffled.begin() + 90), shuffled}},
+             {"any order",
+              {std::vector<int32_t>(shuffled.begin(), shuffled.begin() + 90), shuffled}},
              {"padding", {range(0, 129), padded}},
              {"padding alone", {range(0, 5), std::vector<int32_t>(200, kPaddingKeyPos)}},
              {"tiles that are hidden", {range(200, 66), late}},
@@ -198,9 +194,10 @@ TEST_F(CudaAttention, TensorCoresOddTiles) {
 TEST_F(CudaAttention, TensorCoresPages) {
   for (const int32_t page_tokens : {8, 12, 64, 128, 256}) {
     for (const Shape shape : {Shape{4, 2, 64}, Shape{2, 2, 128}}) {
-      check_tensor_cores(Problem(shape, DType::kBF16, {prefill(40, 300), prefill(70, 17)}, 1,
-                                 page_tokens),
-                         "pages of " + std::to_string(page_tokens), {1});
+      const Problem p(shape, DType::kBF16, {prefill(40, 300), prefill(70, 17)}, 1, page_tokens);
+      OnDevice problem(queue(), p, true);
+      expect_near(problem.attend_in_splits(AttentionKernel::kWgmma, 1, OwnedPartial(p)),
+                  p.reference(), allowed(p.format), "pages of " + std::to_string(page_tokens));
     }
   }
 }

@@ -31,8 +31,8 @@ class EmulatedHopper : public CudaTest {
 using EmulatedHopperDeath = EmulatedHopper;
 
 TEST_F(EmulatedHopper, WhatIsNotThereYetIsNoNumber) {
-  for (const Fault fault : {Fault::kNoProxyFence, Fault::kFenceBeforeWrite, Fault::kOtherParity,
-                            Fault::kNoWait}) {
+  for (const Fault fault :
+       {Fault::kNoProxyFence, Fault::kFenceBeforeWrite, Fault::kOtherParity, Fault::kNoWait}) {
     EXPECT_TRUE(any_nan(run(fault).scores)) << static_cast<int>(fault);
   }
 }

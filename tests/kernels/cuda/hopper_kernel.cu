@@ -18,9 +18,9 @@ struct Memory {
   uint64_t full;
 };
 
-__global__ void __launch_bounds__(128) multiply_twice(const CUtensorMap* maps, const bf16* q,
-                                                      int first_row, float* scores, float* output,
-                                                      Fault fault) {
+__global__ void __launch_bounds__(128)
+    multiply_twice(const CUtensorMap* maps, const bf16* q, int first_row, float* scores,
+                   float* output, Fault fault) {
   auto& memory = *reinterpret_cast<Memory*>(device::launch_memory());
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   if (thread == 0) {
@@ -86,9 +86,8 @@ __global__ void __launch_bounds__(128) multiply_twice(const CUtensorMap* maps, c
     p[n / 2][n % 2 * 2] = device::packed(s[4 * n], s[4 * n + 1]);
     p[n / 2][n % 2 * 2 + 1] = device::packed(s[4 * n + 2], s[4 * n + 3]);
   }
-  const uint64_t values =
-      device::matrix_descriptor(device::shared_address(memory.v),
-                                fault == Fault::kOtherLeading ? 1024 : kSlabBytes, 1024);
+  const uint64_t values = device::matrix_descriptor(
+      device::shared_address(memory.v), fault == Fault::kOtherLeading ? 1024 : kSlabBytes, 1024);
   device::wgmma_fence();
 #pragma unroll
   for (uint32_t k = 0; k < kKeys / 16; ++k) {

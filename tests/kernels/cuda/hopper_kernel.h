@@ -19,25 +19,25 @@ enum class Fault : int32_t {
   kFenceBeforeWrite,  // the same, too early
   kNoBarrierFence,    // the mbarrier is not shown to TMA
   kNoMapFence,
-  kMoreBytes,         // expected than come
+  kMoreBytes,  // expected than come
   kFewerBytes,
-  kOtherParity,       // does not wait
-  kNextPhase,         // waits for a phase that never comes
+  kOtherParity,  // does not wait
+  kNextPhase,    // waits for a phase that never comes
   kTwoArrivals,
-  kNoSwizzle,         // of what threads write
-  kOtherStride,       // of K's descriptor
-  kOtherLeading,      // of V's
-  kNoWait,            // accumulators are read at once
+  kNoSwizzle,     // of what threads write
+  kOtherStride,   // of K's descriptor
+  kOtherLeading,  // of V's
+  kNoWait,        // accumulators are read at once
   kNoWgmmaFence,
-  kEarlyWrite,        // A's registers change before the wait
+  kEarlyWrite,  // A's registers change before the wait
   kAccumulatorWrite,
   kNoCommit,
-  kHalfWarpgroup,     // two warps do not call
-  kLonelyBarrier,     // a named barrier that one warp does not reach
+  kHalfWarpgroup,  // two warps do not call
+  kLonelyBarrier,  // a named barrier that one warp does not reach
 };
 
-// q [64, D], k, v [rows, D], D = 128, bf16; rows first_row on of k and v, 128 of them, zeros behind the
-// last.
+// q [64, D], k, v [rows, D], D = 128, bf16; rows first_row on of k and v, 128 of them, zeros behind
+// the last.
 struct TwoProducts {
   std::vector<float> scores;  // [64, 128], q k^T
   std::vector<float> output;  // [64, D], scores v; scores as bf16

@@ -42,14 +42,14 @@ struct Fiber {
   size_t number = 0;  // in the block
   bool done = false;
   int64_t warp_waits = 0;       // meetings of its warp so far
-  const void* given = nullptr;              // to the warp
-  std::vector<Copy> open;                   // of the batch that is not closed yet
+  const void* given = nullptr;  // to the warp
+  std::vector<Copy> open;       // of the batch that is not closed yet
   std::deque<std::vector<Copy>> batches;
   std::string (*waits_for)(const void*) = nullptr;  // said of `waits_at` where nothing goes on
   const void* waits_at = nullptr;
 
   // hopper.cc
-  std::vector<size_t> written;   // 16-byte pieces of shared memory since its last proxy fence
+  std::vector<size_t> written;    // 16-byte pieces of shared memory since its last proxy fence
   std::vector<const void*> maps;  // fenced
   int64_t products = 0;           // issued
   std::deque<int64_t> groups;     // products before the end of each group that is not waited for
@@ -68,7 +68,7 @@ struct Block {
   size_t shared_bytes = 0;
   size_t at_barrier = 0, ended = 0;  // threads
   int64_t barriers = 0;              // that all have passed
-  int64_t progress = 0;  // grows with everything that another thread may wait for
+  int64_t progress = 0;              // grows with everything that another thread may wait for
 };
 inline thread_local Block block;  // one launch runs at a time
 

@@ -58,7 +58,8 @@ std::string waited_for(const std::vector<Fiber*>& fibers) {
     if (fiber->waits_for == nullptr) continue;
     const std::string what = fiber->waits_for(fiber->waits_at);
     if (!said.insert(what).second || said.size() > 8) continue;
-    out += annulus::kernels::concat(out.empty() ? "" : "; ", "thread ", fiber->number, " for ", what);
+    out +=
+        annulus::kernels::concat(out.empty() ? "" : "; ", "thread ", fiber->number, " for ", what);
   }
   return out;
 }
@@ -132,15 +133,17 @@ struct Lanes {
 
 void wait_for_warp(size_t first) {
   const int64_t arrived = ++block.current->warp_waits;
-  wait_until([first, arrived] {
-    for (size_t i = first; i < first + kWarp; ++i) {
-      if (block.fibers[i]->warp_waits >= arrived) continue;
-      // A thread that left would answer with anything on a GPU.
-      ANNULUS_CHECK(!block.fibers[i]->done, "a lane meets one that has ended");
-      return false;
-    }
-    return true;
-  }, [](const void*) { return std::string("its warp"); });
+  wait_until(
+      [first, arrived] {
+        for (size_t i = first; i < first + kWarp; ++i) {
+          if (block.fibers[i]->warp_waits >= arrived) continue;
+          // A thread that left would answer with anything on a GPU.
+          ANNULUS_CHECK(!block.fibers[i]->done, "a lane meets one that has ended");
+          return false;
+        }
+        return true;
+      },
+      [](const void*) { return std::string("its warp"); });
 }
 
 // Shows what every lane of the warp gives to use(lanes).

@@ -62,8 +62,7 @@ struct Hopper {
 thread_local Hopper hopper;
 
 char* memory_at(uint32_t address, size_t bytes) {
-  ANNULUS_CHECK(address >= kFirstAddress &&
-                    address - kFirstAddress + bytes <= block.shared_bytes,
+  ANNULUS_CHECK(address >= kFirstAddress && address - kFirstAddress + bytes <= block.shared_bytes,
                 bytes, " bytes at ", address, " are not of this block's shared memory");
   return launch_memory() + (address - kFirstAddress);
 }
@@ -146,7 +145,9 @@ struct Matrix {
   uint32_t start, leading, stride, row_bytes;  // row_bytes: 16, 32, 64 or 128, the swizzle's
 };
 Matrix decode(uint64_t descriptor) {
-  const auto field = [&](int bit) { return static_cast<uint32_t>(descriptor >> bit & 0x3fff) << 4; };
+  const auto field = [&](int bit) {
+    return static_cast<uint32_t>(descriptor >> bit & 0x3fff) << 4;
+  };
   constexpr uint32_t kRowBytes[] = {16, 128, 64, 32};
   ANNULUS_CHECK((descriptor >> 49 & 7) == 0, "base offsets are not emulated");
   return {field(0), field(16), field(32), kRowBytes[descriptor >> 62]};
@@ -393,12 +394,11 @@ void wgmma(const Product& product) {
   Joined& joined = warpgroup.products[at];
   if (joined.joined == 0) joined.product = product;
   const Product& first = joined.product;
-  ANNULUS_CHECK(first.n == product.n && first.a_matrix == product.a_matrix &&
-                    first.b_matrix == product.b_matrix &&
-                    (first.a == nullptr) == (product.a == nullptr) &&
-                    first.b_is_mn_major == product.b_is_mn_major &&
-                    first.accumulate == product.accumulate,
-                "threads of a warpgroup call different products");
+  ANNULUS_CHECK(
+      first.n == product.n && first.a_matrix == product.a_matrix &&
+          first.b_matrix == product.b_matrix && (first.a == nullptr) == (product.a == nullptr) &&
+          first.b_is_mn_major == product.b_is_mn_major && first.accumulate == product.accumulate,
+      "threads of a warpgroup call different products");
   joined.callers[self->number % kWarpgroup] = {self, product.d, product.a};
   ++joined.joined;
   ++block.progress;
@@ -432,8 +432,9 @@ void wgmma_wait(int later) {
     groups.pop_front();
   }
   const Warpgroup& warpgroup = warpgroup_of(self);
-  wait_until([&] { return warpgroup.done >= until; },
-             [](const void*) { return std::string("products that not all of its warpgroup call"); });
+  wait_until(
+      [&] { return warpgroup.done >= until; },
+      [](const void*) { return std::string("products that not all of its warpgroup call"); });
   std::erase_if(self->accumulators, [&](const Accumulators& held) {
     if (held.last >= until) return false;
     ANNULUS_CHECK(std::all_of(held.registers, held.registers + held.values.size(), is_poison),
