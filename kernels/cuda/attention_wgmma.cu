@@ -12,7 +12,7 @@
 //   softmax, and while its own scores' softmax runs its P V does.
 // Tiles, bytes of shared memory, registers, for D = 128 / 64: 128 rows x 128 keys; Q 32 / 16 KiB, 2
 //   / 4 stages of K and V 128 KiB; scores 64, O 64 / 32, P 32 registers of 232 (the bringers have
-//   48), so that one block is on an SM.
+//   40), so that one block is on an SM.
 // Numerics: exponentials to base 2; probabilities bf16 in the second product only. O is summed up
 //   by the tensor cores over kFlushKeys keys at most: 1,024 additions of 16 products, each cut off
 //   at 2^-23 of the sum at worst, so that all of them stay below 2^-13, where P has been rounded to
@@ -46,7 +46,7 @@ using device::kWarpgroup;
 constexpr int kFlushKeys = 1 << 14;          // keys seen between two flushes into acc
 constexpr int kSlab = 64;                    // columns of a swizzled row of 128 bytes
 constexpr int kQueriesThere = 1, kTurn = 3;  // barriers, one each warpgroup of rows
-constexpr int kProducerRegisters = 48, kConsumerRegisters = 232;
+constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
 
 // What a stage of K holds. Masked: some row of the block does not see some of its keys.
 enum class Tile : int32_t { kWhole, kMasked, kEnd };
@@ -57,9 +57,11 @@ struct WgmmaShape {
   static constexpr int kRows = 64 * kConsumers, kThreads = kWarpgroup * (1 + kConsumers);
   static constexpr int kSlabs = kD / kSlab;
   static constexpr int kSlabBytes = 128 * kKeys, kTileBytes = kSlabs * kSlabBytes;
-  static constexpr int kQueryBytes = 2 * kD * 64;  // of a warpgroup
-  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 65536 / kWarpgroup,
-                "an SM has 65,536 registers");
+  static constexpr int kQueryBytes = 2 * kD * 64;              // of a warpgroup
+  static constexpr int kRegisters = 65536 / kThreads / 8 * 8;  // at the launch, of a thread
+  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
+                    (1 + kConsumers) * kRegisters,
+                "who takes registers waits until others have given as many");
 };
 
 // A block's memory. Matrices are slabs of 64 columns: rows of 128 bytes, one after the other.
@@ -131,6 +133,7 @@ __device__ __forceinline__ void bring_tiles(const BlockRows& my, const Bounds* b
       return;
     }
     if (!whole) {
+#pragma unroll 1  // few registers
       for (int i = thread; i < kKeys * kD / 8; i += kWarpgroup) {
         const int r = i / (kD / 8), c = i % (kD / 8), key = tile * kKeys + r;
         const bool there = key < kv.count && kv.positions[key] != kPaddingKeyPos;

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What Hopper alone has (PTX ISA 9.0, sections 9.7.13.15 mbarrier, 9.7.9.27 cp.async.bulk.tensor,
-// 9.7.15 wgmma, 9.7.19.5 setmaxnreg): one function an instruction, as in tensor_core.cuh. Layouts
-// are constexpr functions, proven on the host; compiled as C++ the instructions are emulated
-// (tests/kernels/cuda/emulation).
+// What Hopper alone has (PTX ISA: mbarrier, cp.async.bulk.tensor, wgmma, setmaxnreg): one function
+// an instruction, as in tensor_core.cuh. Layouts are constexpr functions, proven on the host;
+// compiled as C++ the instructions are emulated (tests/kernels/cuda/emulation).
 //
 // Memory has two proxies: loads, stores and cp.async are of the generic one, TMA and wgmma of the
 // async one. What a thread wrote by the generic one is seen by the async one only after its
@@ -26,12 +25,13 @@ constexpr uint32_t swizzled_128(uint32_t at) {
   return at ^ (at >> 3 & 0x70);
 }
 
-// A matrix in shared memory as wgmma finds it (table "matrix-descriptor" and section "strides" of
-// 9.7.15.5.1), swizzled by 128 bytes. start: address in shared memory, of the first 128-byte rows
-// of 8 in 1,024 bytes, plus offsets within the swizzled row.
-// K-major (a row of 128 bytes is 64 k of one m or n): stride is the distance of the next 8 rows;
-// leading is not used. MN-major (a row is 64 m or n of one k): stride is the distance of the next 8
-// k, leading that of the next 64 m or n.
+// A matrix in shared memory as wgmma finds it, swizzled by 128 bytes (PTX ISA, 9.7.15.5.1: matrix
+// descriptor and strides; the same as CUTLASS's canonical layouts, mma_traits_sm90_gmma.hpp).
+// start: address in shared memory of the first 128-byte rows of 8 in 1,024 bytes, plus an offset
+// within the row as it were without the swizzle.
+// K-major (a row is 64 k of one m or n): stride is the distance of the next 8 rows, leading is not
+// used. MN-major (a row is 64 m or n of one k): stride is the distance of the next 8 k, leading
+// that of the next 64 m or n.
 constexpr uint64_t matrix_descriptor(uint32_t start, uint32_t leading, uint32_t stride) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
   const auto field = [](uint32_t bytes) { return uint64_t{bytes & 0x3ffff} >> 4; };
@@ -109,8 +109,8 @@ __device__ inline void tma_load(void* shared, const CUtensorMap* map, int32_t co
       : "memory");
 }
 
-// -- registers of a warpgroup, all of which calls it: the kernel's launch bounds say with how many
-// it begins.
+// -- registers of a thread, called by all of a warpgroup. Taking waits until the block has given as
+// many: it has what it was launched with, not all of the SM's.
 template <int kRegisters>
 __device__ inline void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
@@ -215,9 +215,13 @@ inline void wgmma_wait() {
   cuda_emulation::wgmma_wait(kLater);
 }
 template <int kRegisters>
-inline void take_registers() {}
+inline void take_registers() {
+  cuda_emulation::set_registers(kRegisters);
+}
 template <int kRegisters>
-inline void give_registers() {}
+inline void give_registers() {
+  cuda_emulation::set_registers(kRegisters);
+}
 inline void wgmma_keys(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
   cuda_emulation::wgmma({d, 128, nullptr, a, b, false, accumulate});
 }

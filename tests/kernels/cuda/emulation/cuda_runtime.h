@@ -69,6 +69,7 @@ void mbarrier_wait(uint64_t* barrier, uint32_t parity);
 void named_barrier_sync(int id, int threads);
 void named_barrier_arrive(int id, int threads);
 void warp_barrier();
+void set_registers(int registers);  // of the thread: gives, or waits for those of others
 void fence_proxy_async();
 void fence_tensor_map(const CUtensorMap_st* map);
 void tma_load(void* shared, const CUtensorMap_st* map, int32_t column, int32_t row,

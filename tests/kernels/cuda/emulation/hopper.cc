@@ -57,6 +57,7 @@ struct Hopper {
   std::array<NamedBarrier, 16> named;
   std::vector<Load> loads;
   std::array<Warpgroup, 8> warpgroups;
+  int64_t free_registers = 0;    // given and not taken
   std::vector<uint32_t> writer;  // of a 16-byte piece of memory, where not fenced: thread + 1
 };
 thread_local Hopper hopper;
@@ -351,6 +352,17 @@ void named_barrier_sync(int id, int threads) {
 }
 void named_barrier_arrive(int id, int threads) {
   arrive_at(id, threads);
+}
+
+void set_registers(int registers) {
+  // ptxas uses as many as the launch allows.
+  const auto at_launch = static_cast<int64_t>(std::min<size_t>(255, 65536 / block.size / 8 * 8));
+  ANNULUS_CHECK(registers % 8 == 0 && registers >= 24 && registers <= 256, registers,
+                " registers a thread");
+  const int64_t more = registers - at_launch;
+  wait_until([&] { return hopper.free_registers >= more; },
+             [](const void*) { return std::string("registers that no thread gives"); });
+  hopper.free_registers -= more;
 }
 
 void fence_proxy_async() {
