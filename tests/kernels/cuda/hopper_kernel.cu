@@ -20,7 +20,13 @@ struct Memory {
 
 __global__ void __launch_bounds__(128)
     multiply_twice(const CUtensorMap* maps, const bf16* q, int first_row, float* scores,
-                   float* output, Fault fault) {
+                   float* output, Fault wanted) {
+#ifdef __CUDACC__
+  constexpr Fault fault = Fault::kNone;  // a real GPU may hang
+  static_cast<void>(wanted);
+#else
+  const Fault fault = wanted;
+#endif
   auto& memory = *reinterpret_cast<Memory*>(device::launch_memory());
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   if (thread == 0) {

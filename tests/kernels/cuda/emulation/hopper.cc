@@ -35,6 +35,7 @@ struct Load {
   uint32_t to;
   int32_t column, row;
   uint64_t* barrier;
+  uint32_t rounds;  // until it lands
 };
 // A product as all threads of a warpgroup have called it.
 struct Joined {
@@ -50,6 +51,7 @@ struct Joined {
 struct Warpgroup {
   std::deque<Joined> products;  // not done
   int64_t done = 0;
+  uint32_t rounds = 0;  // until the next may run
 };
 
 struct Hopper {
@@ -274,24 +276,37 @@ void note_written(const void* shared, size_t bytes) {
   }
 }
 
+namespace {
+// Rounds that something takes: mostly few, sometimes so many that others get far ahead.
+uint32_t some_rounds() {
+  return static_cast<uint32_t>(block.random() % (block.random() % 8 == 0 ? 100 : 3));
+}
+}  // namespace
+
 bool advance_hopper(bool force) {
   bool any = false;
-  const auto chance = [] { return block.random() % 2 == 0; };
-  std::shuffle(hopper.loads.begin(), hopper.loads.end(), block.random);
-  while (!hopper.loads.empty() && (force || chance())) {
-    carry_out(hopper.loads.back());
-    hopper.loads.pop_back();
-    any = true;
-    force = false;
-  }
+  auto& loads = hopper.loads;
+  std::shuffle(loads.begin(), loads.end(), block.random);
+  if (force && !loads.empty()) loads.front().rounds = 0;
+  std::erase_if(loads, [&](Load& load) {
+    if (load.rounds > 0) {
+      --load.rounds;
+      return false;
+    }
+    carry_out(load);
+    return any = true;
+  });
   for (Warpgroup& warpgroup : hopper.warpgroups) {
     auto& products = warpgroup.products;
-    while (!products.empty() && products.front().joined == kWarpgroup && (force || chance())) {
+    const auto ready = [&] { return !products.empty() && products.front().joined == kWarpgroup; };
+    if (force && !any) warpgroup.rounds = 0;
+    if (warpgroup.rounds > 0) --warpgroup.rounds;
+    while (ready() && warpgroup.rounds == 0) {
       carry_out(products.front());
       products.pop_front();
       ++warpgroup.done;
+      warpgroup.rounds = some_rounds();
       any = true;
-      force = false;
     }
   }
   if (any) ++block.progress;
@@ -394,7 +409,7 @@ void tma_load(void* shared, const CUtensorMap* map, int32_t column, int32_t row,
                   "TMA over what was written without a proxy fence");
   }
   std::memset(memory_at(to, bytes), 0xff, bytes);
-  hopper.loads.push_back({*map, to, column, row, barrier});
+  hopper.loads.push_back({*map, to, column, row, barrier, some_rounds()});
 }
 
 void wgmma(const Product& product) {
