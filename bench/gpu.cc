@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <functional>
 #include <numeric>
+#include <optional>
 #include <random>
 
 #include "kernels/attention.h"
@@ -113,9 +114,11 @@ class Bench {
                     is_limit ? "" : (f8 ? "F8 gemm" : "gemm")});
   }
 
-  // n_new tokens behind n_cached of one sequence, paged as the engine's.
+  // n_new tokens behind n_cached of one sequence, paged as the engine's; by the kernel that the
+  // engine takes, or by this one.
   void attention(const char* model, int32_t heads, int32_t kv_heads, int32_t head_dim,
-                 int64_t n_new, int64_t n_cached, bool plain = false) {
+                 int64_t n_new, int64_t n_cached,
+                 std::optional<AttentionKernel> kernel = std::nullopt) {
     n_new = scaled(n_new, 1);
     n_cached = n_cached == 0 ? 0 : scaled(n_cached, 64);
     const int64_t keys = n_new + n_cached;
@@ -142,18 +145,23 @@ class Bench {
     const ConstTensor queries = {q.data(), DType::kBF16, n_new, width, width};
     const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
     clear(queue_, acc);
+    const bool plain = kernel == AttentionKernel::kPlain, mma = kernel == AttentionKernel::kMma;
     const double ms = time(
         [&] {
           if (plain) {
             attend_plain(queue_, queries, {&segment, 1}, format, scale, acc);
+          } else if (mma) {
+            attend_mma(queue_, queries, {&segment, 1}, format, scale, acc);
           } else {
             attend(queue_, queries, {&segment, 1}, format, scale, acc);
           }
         },
         plain ? 1 : 50);
-    const std::string what =
-        concat(plain ? "plain attention, " : "attention, ", model, " (", heads, "/", kv_heads,
-               " heads of ", head_dim, "), ", n_new, " tokens behind ", n_cached);
+    const std::string what = concat(plain ? "plain attention, "
+                                    : mma ? "attention by mma, "
+                                          : "attention, ",
+                                    model, " (", heads, "/", kv_heads, " heads of ", head_dim,
+                                    "), ", n_new, " tokens behind ", n_cached);
     if (n_new < 16) {  // bound by reading keys and values
       const double gb_s = 1e-6 * static_cast<double>(keys * format.row_bytes()) / ms;
       rows.push_back({what, ms, gb_s, "GB/s", gb_s / copy_gb_s_, "copy"});
@@ -188,12 +196,16 @@ std::vector<GpuRow> measure_gpu(CudaQueue& queue, const GpuBenchOptions& options
   bench.gemm(8192, 16384, 6656, false, kF8);   // down
   bench.gemm(1, 13312, 16384, false, kF8);
   // The ring's full tiles, prefill's triangles, decode. 405B: one rank of TP8.
+  // Many tokens go through wgmma; the rows by mma say what it gains.
   bench.attention("405B TP8", 16, 1, 128, 8192, 32768);
+  bench.attention("405B TP8", 16, 1, 128, 8192, 32768, AttentionKernel::kMma);
   bench.attention("405B TP8", 16, 1, 128, 16384, 0);
   bench.attention("8B", 32, 8, 128, 8192, 0);
+  bench.attention("8B", 32, 8, 128, 8192, 0, AttentionKernel::kMma);
   bench.attention("8B", 32, 8, 128, 2048, 0);
-  bench.attention("8B", 32, 8, 128, 2048, 0, true);
+  bench.attention("8B", 32, 8, 128, 2048, 0, AttentionKernel::kPlain);
   bench.attention("1B", 32, 8, 64, 8192, 0);
+  bench.attention("1B", 32, 8, 64, 8192, 0, AttentionKernel::kMma);
   bench.attention("405B TP8", 16, 1, 128, 1, 1048576);
   bench.attention("405B TP8", 16, 1, 128, 1, 131072);
   bench.attention("8B", 32, 8, 128, 1, 131072);

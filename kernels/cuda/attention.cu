@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <vector>
 
 #include "kernels/cuda/attention.cuh"
@@ -186,11 +187,29 @@ void attend<CudaQueue>(CudaQueue& queue, ConstTensor q, std::span<const Segment>
     ANNULUS_CHECK(segment.q_first >= 0 && segment.q_first + int64_t{segment.q_count} <= q.rows,
                   "rows ", segment.q_first, " + ", segment.q_count, " of ", q.rows);
   }
-  if (tensor_cores_take(format)) {
-    attend_tensor_cores(queue, q, segments, format, scale, acc);
-  } else {
-    attend_plain(queue, q, segments, format, scale, acc);
-  }
+  const auto take = [&](AttentionKernel kernel, const auto& enqueue) {
+    const int64_t group = acc.heads / format.kv_heads;
+    std::vector<Segment> its;
+    std::copy_if(segments.begin(), segments.end(), std::back_inserter(its), [&](const Segment& s) {
+      return attention_kernel(format, s.q_count * group) == kernel;
+    });
+    if (!its.empty()) enqueue(its);
+  };
+  take(AttentionKernel::kWgmma,
+       [&](const auto& its) { attend_wgmma(queue, q, its, format, scale, acc); });
+  take(AttentionKernel::kMma,
+       [&](const auto& its) { attend_mma(queue, q, its, format, scale, acc); });
+  take(AttentionKernel::kPlain,
+       [&](const auto& its) { attend_plain(queue, q, its, format, scale, acc); });
+}
+
+bool tensor_cores_take(const KvFormat& format) {
+  return format.dtype == DType::kBF16 && (format.head_dim == 64 || format.head_dim == 128);
+}
+
+AttentionKernel attention_kernel(const KvFormat& format, int64_t rows) {
+  if (!tensor_cores_take(format)) return AttentionKernel::kPlain;
+  return rows > 64 ? AttentionKernel::kWgmma : AttentionKernel::kMma;
 }
 
 void attend_plain(CudaQueue& queue, ConstTensor q, std::span<const Segment> segments,

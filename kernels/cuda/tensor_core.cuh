@@ -85,9 +85,16 @@ __device__ inline uint32_t packed(float low, float high) {
   return out;
 }
 
-// Memory that the launch sized, shared by the block, 128-byte aligned.
+// 2^x, to 2 ulp; 0 where that is below the normal numbers.
+__device__ inline float exp2_fast(float x) {
+  float out;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+
+// Memory that the launch sized, shared by the block, 1,024-byte aligned.
 __device__ inline char* launch_memory() {
-  extern __shared__ __align__(128) char memory[];
+  extern __shared__ __align__(1024) char memory[];
   return memory;
 }
 
@@ -102,6 +109,9 @@ using cuda_emulation::mma_16x8x16;
 template <int kLater>
 inline void wait_copies() {
   cuda_emulation::wait_copies(kLater);
+}
+inline float exp2_fast(float x) {
+  return std::exp2(x);
 }
 inline uint32_t packed(float low, float high) {
   return uint32_t{to_bf16(low).bits} | uint32_t{to_bf16(high).bits} << 16;

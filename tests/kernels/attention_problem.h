@@ -52,9 +52,10 @@ inline void put(std::vector<std::byte>& bytes, int64_t element, float x, DType d
 
 class Problem {
  public:
-  Problem(Shape shape, DType dtype, std::vector<Sequence> sequences, uint32_t seed = 1)
+  Problem(Shape shape, DType dtype, std::vector<Sequence> sequences, uint32_t seed = 1,
+          int32_t page_tokens = 16)
       : shape_(shape), sequences_(std::move(sequences)), random_(seed) {
-    format = {dtype, shape.kv_heads, shape.head_dim, 16};
+    format = {dtype, shape.kv_heads, shape.head_dim, page_tokens};
     scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
     // One row of nobody before every segment and one at the end.
     rows_ = 1;
@@ -187,7 +188,8 @@ inline Tolerance tolerance(CpuIsa isa, DType dtype) {
   return {5.5 * (1e-6 + (rounds_p ? 0x1p-9 : 0.0)), 1e-6};
 }
 
-// Failure names the worst element. lse errs relative to max(1, |lse|).
+// Failure names the worst element; what is no number is the worst. lse errs relative to max(1,
+// |lse|).
 inline void expect_near(const OwnedPartial& got, const ReferencePartial& want, Tolerance tolerance,
                         const std::string& what) {
   double worst_o = 0, worst_lse = 0;
@@ -196,11 +198,11 @@ inline void expect_near(const OwnedPartial& got, const ReferencePartial& want, T
     const double x = static_cast<double>(got.lse[i]);
     double error = std::abs(x - want.lse[i]) / std::max(1.0, std::abs(want.lse[i]));
     if (want.lse[i] == static_cast<double>(kMinusInfinity)) error = x == want.lse[i] ? 0 : INFINITY;
-    if (!(error <= worst_lse)) worst_lse = error, at_lse = i;
+    if (!(error <= worst_lse)) worst_lse = std::isnan(error) ? INFINITY : error, at_lse = i;
   }
   for (size_t i = 0; i < want.o.size(); ++i) {
     const double error = std::abs(static_cast<double>(got.o[i]) - want.o[i]);
-    if (!(error <= worst_o)) worst_o = error, at_o = i;
+    if (!(error <= worst_o)) worst_o = std::isnan(error) ? INFINITY : error, at_o = i;
   }
   EXPECT_LE(worst_lse, tolerance.lse)
       << what << ": lse[" << at_lse << "] is " << got.lse[at_lse] << ", not " << want.lse[at_lse];

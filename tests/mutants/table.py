@@ -28,6 +28,8 @@ SHARDING = (("parallel_pure_test", "Zigzag*:DecodeOwner*:ShardItem*:Turns*:Trunc
 SAMPLER = (("parallel_pure_test", "Filters*:Sample*:Frequencies*:Greedy*:Answer*:Logprobs*"),)
 COMM = (("comm_test", "*Conformance*"),)
 ENGINE = (("engine_test", "Engine.*"),)
+WGMMA = (("kernels_cuda_emulated_test", "CudaAttention.TimesDoNotMatter:CudaAttention.TensorCoresPages:"
+          "CudaAttention.TensorCoresOddTiles"),)
 SCHEDULER = (("scheduler_test", "Scheduler.*:Sessions.*:*SimulationTest*"),)
 
 KERNEL = "kernels/cpu/attention_rows.h"
@@ -35,6 +37,7 @@ KERNEL_LOOPS = "kernels/cpu/attention_impl.cc"
 CUT = "kernels/cpu/attention.cc"
 ROTATE = "parallel/ring.h"
 VARIANTS = "parallel/ring_attention_inl.h"
+HOPPER = "kernels/cuda/attention_wgmma.cu"
 
 MUTANTS = (
     # -- a key is lost
@@ -218,4 +221,34 @@ MUTANTS = (
     Mutant("plan log", "a rank that drifted goes on", "parallel/shard_validate.cc",
            "if (plan.digest != state.digest) {", "if (plan.digest != state.digest && plan.epoch < 0) {",
            (("parallel_pure_test", "Validate.*"),)),
+    # -- attention on Hopper, on the emulated GPU
+    Mutant("wgmma", "rows written by threads are not fenced for wgmma", HOPPER,
+           "device::wait_copies<0>();\n      device::fence_proxy_async();\n    }",
+           "device::wait_copies<0>();\n    }", WGMMA, quick=True),
+    Mutant("wgmma", "the phase of a stage is the other one", HOPPER,
+           "static_cast<uint32_t>(n / S::kStages & 1)", "static_cast<uint32_t>((n / S::kStages + 1) & 1)", WGMMA),
+    Mutant("wgmma", "values of the stage after the right one", HOPPER,
+           "issue_output(before);", "issue_output((before + 1) % S::kStages);", WGMMA),
+    Mutant("wgmma", "a stage of values is given back while products read it", HOPPER,
+           "      device::wgmma_wait<0>();\n      arrive_as_warp(&memory.v_empty[before]);",
+           "      arrive_as_warp(&memory.v_empty[before]);\n      device::wgmma_wait<0>();", WGMMA),
+    Mutant("wgmma", "rows written by threads are not swizzled", HOPPER,
+           "device::swizzled_128(static_cast<uint32_t>(c / 8 * rows * 128 + r * 128 + c % 8 * 16));",
+           "static_cast<uint32_t>(c / 8 * rows * 128 + r * 128 + c % 8 * 16);", WGMMA),
+    Mutant("wgmma", "scores are read before they are there", HOPPER,
+           "device::wgmma_wait<1>();", "device::wgmma_wait<2>();", WGMMA),
+    Mutant("wgmma", "values are read before they are there", HOPPER,
+           "      wait_for_values(n - 1);\n      issue_output(before);", "      issue_output(before);", WGMMA),
+    Mutant("wgmma", "a stage of keys is given back before its positions are read", HOPPER,
+           "    if (tile == Tile::kMasked) {", "    arrive_as_warp(&memory.k_empty[stage]);\n    __syncwarp();\n"
+           "    if (tile == Tile::kMasked) {", WGMMA),
+    Mutant("wgmma", "TMA brings padding", HOPPER,
+           "rows_of_box > 0 && most != kPaddingKeyPos && !tiles.cut(tile)", "rows_of_box > 0 && !tiles.cut(tile)", WGMMA),
+    Mutant("wgmma", "slabs of values are taken for neighbours", HOPPER,
+           "device::shared_address(memory.v[stage]), S::kSlabBytes, 1024)",
+           "device::shared_address(memory.v[stage]), 1024, 1024)", WGMMA),
+    Mutant("wgmma", "more registers are taken than were given", HOPPER,
+           "device::give_registers<kProducerRegisters>();", "", WGMMA),
+    Mutant("wgmma", "turns are not handed on", HOPPER,
+           "      your_turn();\n      device::wgmma_wait", "      device::wgmma_wait", WGMMA),
 )

@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <memory>
+#include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/kernels/attention_problem.h"
@@ -15,6 +17,13 @@ namespace annulus::kernels {
 namespace {
 
 constexpr Shape kSmol = {9, 3, 64};
+constexpr AttentionKernel kOnTensorCores[] = {AttentionKernel::kMma, AttentionKernel::kWgmma};
+
+std::string described(AttentionKernel kernel, int32_t splits, Shape shape) {
+  return std::string(kernel == AttentionKernel::kWgmma ? "wgmma, " : "mma, ") +
+         std::to_string(splits) + " splits, " + std::to_string(shape.heads) + "/" +
+         std::to_string(shape.kv_heads) + " heads of " + std::to_string(shape.head_dim);
+}
 
 // Tensor cores round probabilities to bf16, as vdpbf16ps does.
 Tolerance allowed(const KvFormat& format) {
@@ -55,9 +64,10 @@ class OnDevice {
     return with_acc(
         acc, [&](Partial view) { attend_plain(queue_, q(), segments, p_.format, p_.scale, view); });
   }
-  OwnedPartial attend_in_splits(int32_t splits, OwnedPartial acc) {
+  OwnedPartial attend_in_splits(AttentionKernel kernel, int32_t splits, OwnedPartial acc) {
+    const auto& attend_so = kernel == AttentionKernel::kWgmma ? attend_wgmma : attend_mma;
     return with_acc(acc, [&](Partial view) {
-      attend_tensor_cores(queue_, q(), segments, p_.format, p_.scale, view, splits);
+      attend_so(queue_, q(), segments, p_.format, p_.scale, view, splits);
     });
   }
 
@@ -98,6 +108,17 @@ class CudaAttention : public CudaTest {
                     what + (paged ? ", paged " : ", packed ") + name(dtype));
       }
   }
+  // By both kernels on tensor cores: paged in one piece, packed in three.
+  void check_tensor_cores(const Problem& p, const std::string& what) {
+    const ReferencePartial want = p.reference();
+    for (const int32_t splits : {1, 3}) {
+      OnDevice problem(queue(), p, splits == 1);
+      for (const AttentionKernel kernel : kOnTensorCores) {
+        expect_near(problem.attend_in_splits(kernel, splits, OwnedPartial(p)), want,
+                    allowed(p.format), what + ", " + described(kernel, splits, p.shape()));
+      }
+    }
+  }
 };
 
 TEST_F(CudaAttention, Shapes) {
@@ -131,10 +152,72 @@ TEST_F(CudaAttention, TensorCores) {
                      {range(64, 40, 2), range(0, 65)}});
     OnDevice problem(queue(), p, true);
     const ReferencePartial want = p.reference();
-    for (const int32_t splits : {1, 5}) {
-      expect_near(problem.attend_in_splits(splits, OwnedPartial(p)), want, allowed(p.format),
-                  std::to_string(splits) + " splits of head_dim " + std::to_string(shape.head_dim));
+    for (const AttentionKernel kernel : kOnTensorCores)
+      for (const int32_t splits : {1, 5}) {
+        expect_near(problem.attend_in_splits(kernel, splits, OwnedPartial(p)), want,
+                    allowed(p.format), described(kernel, splits, shape));
+      }
+  }
+}
+
+// What a tile of keys may be: absent, hidden from all, from some, cut, full of padding, older or
+// younger than every query, in any order.
+TEST_F(CudaAttention, TensorCoresOddTiles) {
+  std::vector<int32_t> shuffled = range(0, 260);
+  std::shuffle(shuffled.begin(), shuffled.end(), std::mt19937(3));
+  std::vector<int32_t> padded = range(0, 300);
+  for (size_t i = 0; i < padded.size(); ++i) {
+    if (i % 7 == 3 || (i >= 128 && i < 256)) padded[i] = kPaddingKeyPos;
+  }
+  std::vector<int32_t> late = range(0, 256);  // a whole tile before a hidden one
+  for (size_t i = 128; i < late.size(); ++i) late[i] += 100000;
+  std::vector<int32_t> some_queries = range(0, 130);
+  for (size_t i = 0; i < some_queries.size(); i += 3) some_queries[i] = kPaddingQueryPos;
+  for (const Shape shape : {Shape{2, 1, 64}, Shape{3, 1, 128}}) {
+    for (const auto& [what, sequence] : std::vector<std::pair<std::string, Sequence>>{
+             {"one row, one key", {{0}, {0}}},
+             {"a tile to the row", {range(128, 64), range(0, 128)}},
+             {"a key more than a tile", {range(200, 3), range(0, 129)}},
+             {"nothing is seen", {range(0, 70), range(1000, 300)}},
+             {"any order",
+              {std::vector<int32_t>(shuffled.begin(), shuffled.begin() + 90), shuffled}},
+             {"padding", {range(0, 129), padded}},
+             {"padding alone", {range(0, 5), std::vector<int32_t>(200, kPaddingKeyPos)}},
+             {"tiles that are hidden", {range(200, 66), late}},
+             {"queries that see nothing", {some_queries, range(0, 140)}}}) {
+      check_tensor_cores(Problem(shape, DType::kBF16, {sequence}), what);
     }
+  }
+}
+
+// A tile's boxes are pages, parts of a page, or none, where pages do not fit into tiles.
+TEST_F(CudaAttention, TensorCoresPages) {
+  for (const int32_t page_tokens : {8, 12, 64, 128, 256}) {
+    for (const Shape shape : {Shape{4, 2, 64}, Shape{2, 2, 128}}) {
+      const Problem p(shape, DType::kBF16, {prefill(40, 300), prefill(70, 17)}, 1, page_tokens);
+      OnDevice problem(queue(), p, true);
+      expect_near(problem.attend_in_splits(AttentionKernel::kWgmma, 1, OwnedPartial(p)),
+                  p.reference(), allowed(p.format), "pages of " + std::to_string(page_tokens));
+    }
+  }
+}
+
+// More keys than are summed up between two flushes into acc.
+TEST_F(CudaAttention, TensorCoresFlush) {
+  const Problem p(Shape{2, 1, 64}, DType::kBF16, {{range(20000, 33), range(0, (1 << 14) + 200)}});
+  OnDevice problem(queue(), p, false);
+  expect_near(problem.attend_in_splits(AttentionKernel::kWgmma, 1, OwnedPartial(p)), p.reference(),
+              allowed(p.format), "wgmma");
+}
+
+// Whatever comes first or late, a row's bits are the same.
+TEST_F(CudaAttention, TimesDoNotMatter) {
+  const Problem p(Shape{4, 1, 64}, DType::kBF16, {prefill(60, 600)});
+  OnDevice problem(queue(), p, true);
+  const OwnedPartial first = problem.attend_in_splits(AttentionKernel::kWgmma, 1, OwnedPartial(p));
+  expect_near(first, p.reference(), allowed(p.format), "wgmma");
+  for (int i = 0; i < 8; ++i) {
+    EXPECT_TRUE(problem.attend_in_splits(AttentionKernel::kWgmma, 1, OwnedPartial(p)) == first);
   }
 }
 
@@ -153,44 +236,49 @@ TEST_F(CudaAttention, TensorCoresDecode) {
     for (const int32_t cached : {0, 31, 32, 500, 63, 64}) sequences.push_back(prefill(1, cached));
     const Problem p(shape, DType::kBF16, sequences);
     OnDevice problem(queue(), p, true);
-    for (const int32_t splits : {0, 1, 4}) {
-      expect_near(problem.attend_in_splits(splits, OwnedPartial(p)), p.reference(),
-                  allowed(p.format), std::to_string(splits) + " splits");
-    }
+    for (const AttentionKernel kernel : kOnTensorCores)
+      for (const int32_t splits : {0, 1, 4}) {
+        expect_near(problem.attend_in_splits(kernel, splits, OwnedPartial(p)), p.reference(),
+                    allowed(p.format), described(kernel, splits, shape));
+      }
   }
 }
 
-// A ring's hops: the keys in pieces, in any order, carried on in acc; and the same by merge.
+// A ring's hops: the keys in pieces, in any order, carried on in acc; and the same by merge. Few
+// rows and many, in one piece and in several.
 TEST_F(CudaAttention, PiecesCarryOn) {
-  const Problem p(kSmol, DType::kBF16, {prefill(4, 60)});
-  OnDevice problem(queue(), p, false);
-  const Segment whole = problem.segments[0];
-  std::vector<Segment> pieces;
-  for (const auto& [first, count] : {std::pair{40, 24}, {0, 1}, {1, 39}}) {
-    Segment piece = whole;
-    piece.kv.base += first * p.format.row_bytes();
-    piece.kv.positions += first;
-    piece.kv.count = count;
-    pieces.push_back(piece);
+  for (const auto& [n_new, n_cached] : {std::pair{4, 60}, {70, 400}}) {
+    const Problem p(kSmol, DType::kBF16, {prefill(n_new, n_cached)});
+    OnDevice problem(queue(), p, false);
+    const Segment whole = problem.segments[0];
+    std::vector<Segment> pieces;
+    const int32_t keys = whole.kv.count;
+    for (const auto& [first, count] : {std::pair{40, keys - 40}, {0, 1}, {1, 39}}) {
+      Segment piece = whole;
+      piece.kv.base += first * p.format.row_bytes();
+      piece.kv.positions += first;
+      piece.kv.count = count;
+      pieces.push_back(piece);
+    }
+    OwnedPartial carried(p), merged(p);
+    for (const Segment& piece : pieces) {
+      carried = problem.attend_to({&piece, 1}, carried);
+      const OwnedPartial alone = problem.attend_to({&piece, 1}, OwnedPartial(p));
+      const DeviceArray<float> o(queue(), merged.o), lse(queue(), merged.lse);
+      const DeviceArray<float> from_o(queue(), alone.o), from_lse(queue(), alone.lse);
+      Partial into = merged.view(), from = into;
+      into.o = o.data();
+      into.lse = lse.data();
+      from.o = from_o.data();
+      from.lse = from_lse.data();
+      merge(queue(), into, from);
+      merged.o = o.host();
+      merged.lse = lse.host();
+    }
+    const Tolerance once = allowed(p.format);
+    expect_near(carried, p.reference(), {3 * once.o, 3 * once.lse}, "carried");
+    expect_near(merged, p.reference(), {3 * once.o, 3 * once.lse}, "merged");
   }
-  OwnedPartial carried(p), merged(p);
-  for (const Segment& piece : pieces) {
-    carried = problem.attend_to({&piece, 1}, carried);
-    const OwnedPartial alone = problem.attend_to({&piece, 1}, OwnedPartial(p));
-    const DeviceArray<float> o(queue(), merged.o), lse(queue(), merged.lse);
-    const DeviceArray<float> from_o(queue(), alone.o), from_lse(queue(), alone.lse);
-    Partial into = merged.view(), from = into;
-    into.o = o.data();
-    into.lse = lse.data();
-    from.o = from_o.data();
-    from.lse = from_lse.data();
-    merge(queue(), into, from);
-    merged.o = o.host();
-    merged.lse = lse.host();
-  }
-  const Tolerance once = allowed(p.format);
-  expect_near(carried, p.reference(), {3 * once.o, 3 * once.lse}, "carried");
-  expect_near(merged, p.reference(), {3 * once.o, 3 * once.lse}, "merged");
 }
 
 TEST_F(CudaAttention, ClearIsEmpty) {

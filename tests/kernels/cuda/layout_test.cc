@@ -5,6 +5,7 @@
 
 #include <set>
 
+#include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/tensor_core.cuh"
 
 namespace annulus::kernels::device {
@@ -53,6 +54,34 @@ TEST(CudaLayout, AProductIsWhole) {
   }
   EXPECT_EQ(cells.size(), size_t{16 * 8});
   EXPECT_EQ(cells.rbegin()->first, 15);
+}
+
+// As TMA and wgmma have it: eight rows of 128 bytes, every piece in its row, its own inverse, and
+// the same piece of all eight in different sets of four banks.
+TEST(CudaLayout, TheSwizzleOf128BytesMovesPiecesWithinTheirRow) {
+  for (uint32_t piece = 0; piece < 8; ++piece) {
+    std::set<uint32_t> banks;
+    for (uint32_t row = 0; row < 64; ++row) {
+      const uint32_t at = 128 * row + 16 * piece, to = swizzled_128(at + 6);
+      EXPECT_EQ(to / 128, row);
+      EXPECT_EQ(to % 16, 6u);
+      EXPECT_EQ(to / 16 % 8, piece ^ row % 8);
+      EXPECT_EQ(swizzled_128(to), at + 6);
+      if (row < 8) banks.insert(to / 16 % 8);
+    }
+    EXPECT_EQ(banks.size(), 8u);
+  }
+}
+
+// Bits 0-13 start, 16-29 leading and 32-45 stride, in units of 16 bytes, 62-63 the swizzle.
+TEST(CudaLayout, ADescriptorHoldsItsFields) {
+  constexpr uint64_t kMatrix = matrix_descriptor(0x2c400, 16384, 1024);
+  EXPECT_EQ(kMatrix & 0x3fff, uint64_t{0x2c40});
+  EXPECT_EQ(kMatrix >> 16 & 0x3fff, uint64_t{1024});
+  EXPECT_EQ(kMatrix >> 32 & 0x3fff, uint64_t{64});
+  EXPECT_EQ(kMatrix >> 62, uint64_t{1});
+  EXPECT_EQ(kMatrix & 0x3fffc000c000c000, uint64_t{0});
+  EXPECT_EQ(advanced(kMatrix, 96), matrix_descriptor(0x2c400 + 96, 16384, 1024));
 }
 
 }  // namespace

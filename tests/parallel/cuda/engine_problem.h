@@ -24,14 +24,18 @@ namespace annulus::parallel {
 // By step; in order of item and position.
 using Answers = std::vector<std::vector<WantedResult>>;
 
+using Script = std::vector<StepPlan> (*)(int32_t cp, Variant variant);
+
 struct EngineProblem {
-  explicit EngineProblem(kernels::Precision with) : EngineProblem(with, tiny(with)) {}
-  EngineProblem(kernels::Precision with, const std::string& path) : precision(with) {
+  explicit EngineProblem(kernels::Precision with, Script plans = engine_script)
+      : EngineProblem(with, tiny(with), plans) {}
+  EngineProblem(kernels::Precision with, const std::string& path, Script plans = engine_script)
+      : precision(with), script(plans) {
     checkpoint = std::make_unique<Checkpoint>(Checkpoint::open(path).value());
     ThreadWorld world{Topology{}};
     const auto rank = rank_on(std::make_unique<kernels::CpuQueue>(1, kernels::CpuIsa::kPortable),
                               world.groups(0), {}, 0);
-    for (const StepPlan& plan : engine_script(1, Variant::kPassKv)) {
+    for (const StepPlan& plan : script(1, Variant::kPassKv)) {
       of_cpu.push_back(rank->apply(plan, soon()).value().wanted);
     }
   }
@@ -48,7 +52,7 @@ struct EngineProblem {
   RankOptions options() const {
     RankOptions out;
     out.precision = precision;
-    out.kv_capacity_rows = 512;
+    out.kv_capacity_rows = 1024;
     out.page_tokens = 8;
     return out;
   }
@@ -77,7 +81,7 @@ struct EngineProblem {
   template <class Add>
   void run(Rank& rank, Topology topology, int32_t world_rank, Variant variant,
            const Add& add) const {
-    for (const StepPlan& whole : engine_script(topology.cp, variant)) {
+    for (const StepPlan& whole : script(topology.cp, variant)) {
       ShardState state = rank.state();
       apply_ops(state, whole);
       const StepPlan plan = plan_for_rank(state, whole, topology.cp_rank(world_rank));
@@ -129,6 +133,7 @@ struct EngineProblem {
   }
 
   kernels::Precision precision;
+  Script script;
   std::unique_ptr<Checkpoint> checkpoint;
   Answers of_cpu;
 };

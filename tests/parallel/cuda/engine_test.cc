@@ -107,6 +107,42 @@ TEST(CudaWeights, ThatWereSentAnswerAsThoseThatWereRead) {
   bf16.expect_equal(answers_of(bf16, {1, 2}, Variant::kPassQ, /*sent=*/true));
 }
 
+// Prompts of several tiles of keys, so that attention goes by TMA and wgmma: a long one beside a
+// short one, more of it behind what is cached, decode.
+std::vector<StepPlan> long_prompts(int32_t cp, Variant variant) {
+  std::vector<StepPlan> plans;
+  ShardState state = testing::state_of(cp);
+  const auto add = [&](std::vector<Op> ops, std::vector<Item> items) {
+    for (Item& item : items) {
+      for (int32_t& token : item.tokens) token %= 250;  // of a vocabulary of 288
+    }
+    StepPlan plan = testing::plan_of(state, std::move(ops), std::move(items));
+    plan.epoch = 1;
+    plan.step = static_cast<int64_t>(plans.size());
+    for (Group& group : plan.groups) group.variant = variant;
+    state = advance(std::move(state), plan);
+    plans.push_back(std::move(plan));
+  };
+  Item first = testing::item_of(1, 0, 333), other = testing::item_of(2, 0, 45);
+  first.wanted = {{200, false, 9, 0}, {332, true, -1, 2, true}};
+  other.wanted = {{44, true, 5, 2, true}};
+  add({testing::admit(1), testing::admit(2, 1 % cp)}, {first, other});
+  Item more = testing::item_of(1, 333, 150);
+  more.wanted = {{333, false, 3, 0}, {482, true, 7, 3, true}};
+  add({}, {more});
+  return plans;
+}
+
+class CudaEngineLong : public ::testing::TestWithParam<Variant> {};
+TEST_P(CudaEngineLong, AnswersAsOneRankOnACpu) {
+  const EngineProblem problem(Precision::kDefault, long_prompts);
+  problem.expect_equal(answers_of(problem, {1, 2}, GetParam()));
+}
+INSTANTIATE_TEST_SUITE_P(Bf16, CudaEngineLong, ::testing::Values(Variant::kPassKv, Variant::kPassQ),
+                         [](const ::testing::TestParamInfo<Variant>& variant) {
+                           return variant.param == Variant::kPassKv ? "pass_kv" : "pass_q";
+                         });
+
 std::string case_name(const ::testing::TestParamInfo<Case>& info) {
   const auto& [topology, variant, precision] = info.param;
   std::string text = "Tp" + std::to_string(topology.tp) + "Cp" + std::to_string(topology.cp) + "_" +

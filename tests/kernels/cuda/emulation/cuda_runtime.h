@@ -2,8 +2,8 @@
 // As much of the CUDA runtime as kernels/cuda uses, on a CPU: with this folder in front of the
 // toolkit's, the same .cu files compile as C++ and their kernels run, so that index arithmetic,
 // barriers, shuffles, matrix fragments, lifetimes and the order of work are proven on machines
-// without a GPU. Not emulated: wgmma, TMA, inline PTX, timing, a warp's lock step (threads run
-// freely between barriers, in an order that changes from launch to launch).
+// without a GPU. Not emulated: inline PTX, timing, a warp's lock step (threads run freely between
+// barriers, in an order that changes from launch to launch; now and then a warp comes late).
 //
 // A block's threads are fibers of the calling thread; blocks run one after the other. A stream is a
 // list of closures that runs when it is waited for, not before: memory that the host gives back or
@@ -33,6 +33,8 @@ struct dim3 {
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
+struct CUtensorMap_st;
+
 namespace cuda_emulation {
 
 void barrier();                                                             // of the block
@@ -55,6 +57,36 @@ void commit_copies();
 void wait_copies(int later);
 char* launch_memory();  // of the block, full of NaN at its start
 
+// kernels/cuda/hopper.cuh, by the PTX manual. What is asynchronous happens at some moment between
+// its begin and the wait for it, at random. Until then the destination is full of NaN; wgmma reads
+// its operands, registers or memory, at that moment. What the generic proxy wrote without a fence
+// is NaN to wgmma. Misuse ends the process with a sentence that says what.
+uint32_t shared_address(const void* shared);
+void mbarrier_init(uint64_t* barrier, uint32_t count);
+void mbarrier_arrive(uint64_t* barrier);
+void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t bytes);
+void mbarrier_wait(uint64_t* barrier, uint32_t parity);
+void named_barrier_sync(int id, int threads);
+void named_barrier_arrive(int id, int threads);
+void warp_barrier();
+void set_registers(int registers);  // of the thread: gives, or waits for those of others
+void fence_proxy_async();
+void fence_tensor_map(const CUtensorMap_st* map);
+void tma_load(void* shared, const CUtensorMap_st* map, int32_t column, int32_t row,
+              uint64_t* barrier);
+struct Product {  // d[64, n] (+)= a[64, 16] b[16, n], of a warpgroup
+  float* d;
+  int n;
+  const uint32_t* a;  // 4 registers, or null: in shared memory
+  uint64_t a_matrix, b_matrix;
+  bool b_is_mn_major;  // else both are K-major
+  bool accumulate;
+};
+void wgmma(const Product& product);
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(int later);
+
 constexpr size_t kSharedBytes = 227 << 10, kSharedBytesUnasked = 48 << 10;
 void allow_shared(const void* kernel, int bytes);
 bool shared_is_allowed(const void* kernel, size_t bytes);
@@ -76,6 +108,9 @@ inline int max(int a, int b) {
 
 inline void __syncthreads() {
   cuda_emulation::barrier();
+}
+inline void __syncwarp() {
+  cuda_emulation::warp_barrier();
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_xor) {
@@ -120,6 +155,14 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   *value = 4;
   return cudaSuccess;
 }
+enum cudaDriverEntryPointQueryResult {
+  cudaDriverEntryPointSuccess = 0,
+  cudaDriverEntryPointSymbolNotFound = 1
+};
+constexpr unsigned long long cudaEnableDefault = 0;
+cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned version,
+                                             unsigned long long flags,
+                                             cudaDriverEntryPointQueryResult* result);
 cudaError_t cudaMalloc(void** data, size_t bytes);
 cudaError_t cudaFree(void* data);
 cudaError_t cudaMallocHost(void** data, size_t bytes);

@@ -1,68 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <setjmp.h>
-#include <ucontext.h>
-
 #include <algorithm>
 #include <cstdlib>
-#include <deque>
 #include <map>
-#include <memory>
 #include <mutex>
-#include <random>
+#include <set>
 #include <thread>
-#include <vector>
 
-#include "cuda_runtime.h"
+#include "block.h"
+#include "cuda.h"
 #include "kernels/core/check.h"
 
 namespace cuda_emulation {
-namespace {
 
-constexpr size_t kStackBytes = size_t{64} << 10;
-constexpr unsigned kWarp = 32;
-
-struct Copy {
-  void* shared;
-  const void* global;
-  bool valid;
-};
-
-// Fibers begin by ucontext and go on by _setjmp, which makes no system call.
-struct Fiber {
-  ucontext_t context = {};
-  jmp_buf at = {};
-  bool begun = false;
-  std::unique_ptr<char[]> stack = std::make_unique<char[]>(kStackBytes);
-  dim3 index;
-  bool done = false;
-  int64_t block_waits = 0, warp_waits = 0;  // barriers reached so far
-  const void* given = nullptr;              // to the warp
-  std::vector<Copy> open;                   // of the batch that is not closed yet
-  std::deque<std::vector<Copy>> batches;
-};
-
-struct Block {
-  std::vector<std::unique_ptr<Fiber>> fibers;  // kept from launch to launch
-  size_t size = 0;
-  Fiber* current = nullptr;
-  jmp_buf scheduler = {};
-  const std::function<void()>* thread = nullptr;
-  std::mt19937 random{1};
-  std::vector<char> shared;  // memory of the launch, and what aligns it
-  size_t shared_bytes = 0;
-};
-thread_local Block block;  // one launch runs at a time
-
-// Another fiber's turn.
 void pause_fiber() {
   if (_setjmp(block.current->at) == 0) _longjmp(block.scheduler, 1);
 }
 
-// Comes back when `passed` holds.
-template <class Passed>
-void wait_until(const Passed& passed) {
-  while (!passed()) pause_fiber();
-}
+namespace {
 
 void run_fiber(Fiber* fiber) {
   block.current = fiber;
@@ -73,6 +27,14 @@ void run_fiber(Fiber* fiber) {
   setcontext(&fiber->context);
 }
 
+// Threads that have ended are not waited for.
+void pass_barrier_if_all() {
+  if (block.at_barrier == 0 || block.at_barrier + block.ended < block.size) return;
+  block.at_barrier = 0;
+  ++block.barriers;
+  ++block.progress;
+}
+
 void fiber_main() {
   Fiber* const self = block.current;
   (*block.thread)();
@@ -80,19 +42,41 @@ void fiber_main() {
                                                   [](const auto& batch) { return batch.empty(); }),
                 "a thread ends before its copies");
   self->batches.clear();
+  end_hopper_thread();
   self->done = true;
+  ++block.ended;
+  ++block.progress;
+  pass_barrier_if_all();
   pause_fiber();
+}
+
+// What the threads that wait say, each thing once.
+std::string waited_for(const std::vector<Fiber*>& fibers) {
+  std::set<std::string> said;
+  std::string out;
+  for (const Fiber* fiber : fibers) {
+    if (fiber->waits_for == nullptr) continue;
+    const std::string what = fiber->waits_for(fiber->waits_at);
+    if (!said.insert(what).second || said.size() > 8) continue;
+    out +=
+        annulus::kernels::concat(out.empty() ? "" : "; ", "thread ", fiber->number, " for ", what);
+  }
+  return out;
 }
 
 void run_block(size_t threads) {
   while (block.fibers.size() < threads) block.fibers.push_back(std::make_unique<Fiber>());
   block.size = threads;
+  block.at_barrier = block.ended = 0;
   std::memset(launch_memory(), 0xff, block.shared_bytes);
+  begin_hopper();
   std::vector<Fiber*> order;
   for (unsigned i = 0; i < threads; ++i) {
     Fiber& fiber = *block.fibers[i];
     fiber.done = fiber.begun = false;
-    fiber.block_waits = fiber.warp_waits = 0;
+    fiber.warp_waits = 0;
+    fiber.waits_for = nullptr;
+    fiber.number = i;
     fiber.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
@@ -102,32 +86,42 @@ void run_block(size_t threads) {
     order.push_back(&fiber);
   }
   std::shuffle(order.begin(), order.end(), block.random);
+  const size_t warps = (threads + kWarp - 1) / kWarp;
   int64_t idle_rounds = 0;
+  size_t late = warps, late_rounds = 0;  // a warp that others run ahead of, for how long
   while (!order.empty()) {
-    int64_t before = 0, after = 0;
-    const auto progress = [&](const Fiber* f) { return f->block_waits + f->warp_waits; };
-    for (const Fiber* fiber : order) before += progress(fiber);
-    const size_t alive = order.size();
-    for (Fiber* fiber : order) run_fiber(fiber);
+    if (late_rounds == 0) {
+      late = block.random() % (2 * warps);  // or none
+      late_rounds = block.random() % 8;
+    } else {
+      --late_rounds;
+    }
+    const int64_t before = block.progress;
+    for (Fiber* fiber : order) {
+      if (late_rounds == 0 || fiber->number / kWarp != late) run_fiber(fiber);
+    }
     std::erase_if(order, [](const Fiber* fiber) { return fiber->done; });
-    for (const Fiber* fiber : order) after += progress(fiber);
-    idle_rounds = order.size() == alive && after == before ? idle_rounds + 1 : 0;
+    const bool idle = block.progress == before;
+    if (idle && late_rounds > 0) {  // all wait for the late one, or what is under way
+      late_rounds = 0;
+      continue;
+    }
+    if (advance_hopper(idle)) continue;
+    idle_rounds = idle ? idle_rounds + 1 : 0;
     ANNULUS_CHECK(idle_rounds < 3, "threads of block ", blockIdx.x, ",", blockIdx.y,
-                  " wait for others at a barrier for ever");
+                  " wait for ever: ", waited_for(order));
   }
+  end_hopper();
 }
 
 }  // namespace
 
 void barrier() {
-  const int64_t mine = ++block.current->block_waits;
-  wait_until([mine] {
-    for (size_t i = 0; i < block.size; ++i) {
-      const Fiber& fiber = *block.fibers[i];
-      if (!fiber.done && fiber.block_waits < mine) return false;
-    }
-    return true;
-  });
+  const int64_t before = block.barriers;
+  ++block.at_barrier;
+  pass_barrier_if_all();
+  wait_until([&] { return block.barriers != before; },
+             [](const void*) { return std::string("__syncthreads"); });
 }
 
 namespace {
@@ -139,15 +133,17 @@ struct Lanes {
 
 void wait_for_warp(size_t first) {
   const int64_t arrived = ++block.current->warp_waits;
-  wait_until([first, arrived] {
-    for (size_t i = first; i < first + kWarp; ++i) {
-      if (block.fibers[i]->warp_waits >= arrived) continue;
-      // A thread that left would answer with anything on a GPU.
-      ANNULUS_CHECK(!block.fibers[i]->done, "a lane meets one that has ended");
-      return false;
-    }
-    return true;
-  });
+  wait_until(
+      [first, arrived] {
+        for (size_t i = first; i < first + kWarp; ++i) {
+          if (block.fibers[i]->warp_waits >= arrived) continue;
+          // A thread that left would answer with anything on a GPU.
+          ANNULUS_CHECK(!block.fibers[i]->done, "a lane meets one that has ended");
+          return false;
+        }
+        return true;
+      },
+      [](const void*) { return std::string("its warp"); });
 }
 
 // Shows what every lane of the warp gives to use(lanes).
@@ -197,6 +193,10 @@ void exchange(unsigned mask, uint64_t give, int lane_xor, uint64_t* take) {
   });
 }
 
+void warp_barrier() {
+  with_warp(nullptr, [](const Lanes&) {});
+}
+
 void load_matrices(uint32_t (&out)[4], const void* row) {
   load_rows(out, row, false);
 }
@@ -231,6 +231,7 @@ void carry_out(const Copy& copy) {
   } else {
     std::memset(copy.shared, 0, 16);
   }
+  note_written(copy.shared, 16);
 }
 }  // namespace
 
@@ -259,7 +260,7 @@ void wait_copies(int later) {
 
 char* launch_memory() {
   const auto at = reinterpret_cast<uintptr_t>(block.shared.data());
-  return block.shared.data() + ((128 - at % 128) % 128);
+  return block.shared.data() + ((1024 - at % 1024) % 1024);
 }
 
 namespace {
@@ -283,7 +284,7 @@ void run_grid(dim3 grid, dim3 size, size_t shared_bytes, const std::function<voi
   const size_t threads = size_t{size.x} * size.y * size.z;
   ANNULUS_CHECK(threads > 0 && threads <= 1024, threads, " threads a block");
   block.thread = &thread;
-  block.shared.resize(shared_bytes + 128);
+  block.shared.resize(shared_bytes + 1024);
   block.shared_bytes = shared_bytes;
   blockDim = size;
   gridDim = grid;
@@ -361,6 +362,14 @@ cudaError_t cudaGetDeviceCount(int* count) {
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   *properties = {};
+  return cudaSuccess;
+}
+cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned,
+                                             unsigned long long,
+                                             cudaDriverEntryPointQueryResult* result) {
+  const bool known = std::strcmp(symbol, "cuTensorMapEncodeTiled") == 0;
+  *function = known ? reinterpret_cast<void*>(&cuTensorMapEncodeTiled) : nullptr;
+  *result = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
   return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int) {

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a call of attention becomes blocks of a grid, for every kernel on tensor cores: which rows
+// and keys each block has (Work), what is known of the keys' positions (Bounds), and the results of
+// keys that were cut into splits (Results), which join_splits() adds to acc.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/attention.h"
+#include "kernels/cuda/queue.h"
+
+namespace annulus::kernels {
+
+inline constexpr int kBoundKeys = 32;  // keys a pair of bounds stands for
+
+// A segment and its share of a launch. The query heads of a KV head are rows of one product: row m
+// is query m / group, head m % group of the KV head's.
+struct Work {
+  Segment segment;
+  int32_t first_bound = 0;  // of its keys in the table of bounds
+  int32_t first_block = 0;  // of the grid's x: row tiles, by split
+  int32_t row_tiles = 0, splits = 1;
+  int64_t first_cell = 0;  // of its splits' results, [split][query][head]; if several
+};
+struct Bounds {
+  int32_t least, most;  // positions of kBoundKeys keys; those that are not there widen neither
+};
+struct Results {  // of splits
+  float* o;       // [cells, head_dim]
+  float* lse;     // [cells]
+};
+
+// What a kernel's block takes.
+struct BlockSize {
+  int32_t rows = 0, keys = 0;  // keys: of a tile
+  int64_t at_once = 0;         // blocks that the GPU holds
+};
+
+// A launch's tables, on the device but for `work`, whose copy there is `on_device`.
+struct WorkPlan {
+  std::vector<Work> work;
+  std::span<const Work> on_device;
+  const Bounds* bounds = nullptr;
+  Results results = {};
+  int64_t blocks = 0;         // the grid's x; its y is the KV heads
+  int32_t longest_split = 0;  // query rows of the longest segment with several splits
+};
+
+// Enqueues the tables of these segments (neither queries nor keys of any are none), in scratch of
+// the surrounding Mark. splits: of every segment, or 0: as many as fill the GPU.
+WorkPlan plan_work(CudaQueue& queue, std::span<const Segment> segments, const KvFormat& format,
+                   Partial acc, BlockSize block, int32_t splits);
+
+// acc = merge(acc, the results of every split).
+void join_splits(CudaQueue& queue, const WorkPlan& plan, Partial acc);
+
+}  // namespace annulus::kernels
