@@ -209,11 +209,13 @@ v1::WorkerMessage random_message(std::mt19937_64& random, int64_t epoch) {
     case 2:
       message.mutable_data_address()->set_epoch(named);
       message.mutable_data_address()->set_address(random_bytes(random));
-      message.mutable_data_address()->set_weight_bytes(number());
+      message.mutable_data_address()->set_holds_weights(random() % 2 == 0);
       break;
     case 3:
       message.mutable_ready()->set_epoch(named);
       message.mutable_ready()->set_kv_capacity_rows(number());
+      message.mutable_ready()->set_weight_bytes(number());
+      message.mutable_ready()->set_load_s(static_cast<double>(number()));
       for (const auto& [field, value] : server::profile_values({})) {
         const double values[] = {value, 0, -1, NAN, INFINITY, 1e-300, 1e300};
         (*message.mutable_ready()->mutable_profile()->mutable_values())[field] =
