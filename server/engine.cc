@@ -242,7 +242,7 @@ void Engine::Impl::handle(EpochReady ready) {
   status.epoch = ready.epoch;
   status.topology = ready.topology;
   status.profile = policy.profile;
-  status.profile_source = learns ? describe(learner) : "given";
+  status.profile_source = describe(learner);
   status.kv_capacity_rows = ready.kv_capacity_rows;
   for (RankInfo& info : ready.ranks) status.ranks.push_back({.info = std::move(info)});
   status.ranks.resize(static_cast<size_t>(ready.topology.world()));
