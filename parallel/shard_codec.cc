@@ -3,7 +3,7 @@
 // version, then the fields. What decodes is a state that the functions of sharding.h accept.
 #include <algorithm>
 
-#include "parallel/bytes.h"
+#include "parallel/model/bytes.h"
 #include "parallel/sharding.h"
 
 namespace annulus::parallel {

@@ -2,7 +2,7 @@
 // Wire form of StepPlan and StepResult: magic, version, then the fields in the order of step.h;
 // counts are u32, enums and flags one byte. A field that is added raises its version: front end and
 // workers are one program, so an old version is refused, not converted.
-#include "parallel/bytes.h"
+#include "parallel/model/bytes.h"
 #include "parallel/step.h"
 
 namespace annulus::parallel {

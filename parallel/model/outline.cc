@@ -4,7 +4,7 @@
 #include <array>
 #include <utility>
 
-#include "parallel/bytes.h"
+#include "parallel/model/bytes.h"
 #include "parallel/model/checkpoint.h"
 
 namespace annulus::parallel {
