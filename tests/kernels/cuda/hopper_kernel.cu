@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(128)
     device::fence_proxy_async();
   }
   if (fault != Fault::kLonelyBarrier || warp > 0) device::named_barrier_sync(1, 128);
-  device::mbarrier_wait(&memory.full, fault == Fault::kOtherParity ? 1 : 0);
+  if (fault != Fault::kNoMbarrierWait) device::mbarrier_wait(&memory.full, 0);
   if (fault == Fault::kNextPhase) device::mbarrier_wait(&memory.full, 1);
 
   const uint64_t a = device::matrix_descriptor(device::shared_address(memory.q), 16, 1024);
@@ -109,6 +109,8 @@ __global__ void __launch_bounds__(128)
     const int column = i / 4 * 8 + device::product_column(lane, i % 4);
     output[row * kD + column] = o[i];
   }
+  // Nobody leaves before TMA has written.
+  if (fault == Fault::kNoMbarrierWait) device::mbarrier_wait(&memory.full, 0);
 }
 
 }  // namespace

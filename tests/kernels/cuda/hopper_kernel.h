@@ -21,8 +21,8 @@ enum class Fault : int32_t {
   kNoMapFence,
   kMoreBytes,  // expected than come
   kFewerBytes,
-  kOtherParity,  // does not wait
-  kNextPhase,    // waits for a phase that never comes
+  kNoMbarrierWait,  // TMA's bytes are read at once
+  kNextPhase,       // waits for a phase that never comes
   kTwoArrivals,
   kNoSwizzle,     // of what threads write
   kOtherStride,   // of K's descriptor
