@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Little-endian bytes for plans, results, shard states and outlines of models: a writer that appends,
-// and a reader that
-// no input can crash. Every count is checked against the bytes left before anything is allocated,
-// so that memory stays within a small multiple of the input. The reader's first error sticks: later
-// reads give zeros and empty counts, and the caller asks once, at the end. Errors name the field.
-// Not for files (they have readers of their own). No threads, no ownership of the bytes read.
+// Little-endian bytes for plans, results, shard states and outlines of models: a writer that
+// appends, and a reader that no input can crash. Every count is checked against the bytes left
+// before anything is allocated, so that memory stays within a small multiple of the input. The
+// reader's first error sticks: later reads give zeros and empty counts, and the caller asks once,
+// at the end. Errors name the field. Not for files (they have readers of their own). No threads, no
+// ownership of the bytes read.
 #pragma once
 
 #include <bit>
