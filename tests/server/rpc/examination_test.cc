@@ -111,11 +111,11 @@ TEST(Examination, ASlowHopIsNamedByBothEnds) {
 TEST(Examination, HopsAreComparedWithTheirLike) {
   Cluster cluster(4);
   cluster.reports[1].figures["cp_hop_us"] = {4, 4, 4, 4, 4};
-  for (const size_t r : {1, 3}) {  // two hosts of two ranks
+  for (const size_t r : {size_t{1}, size_t{3}}) {  // two hosts of two ranks
     cluster.reports[r].facts[fact::kCpTransport] = "tcp/eth0";
     cluster.reports[r].figures["cp_hop_gbytes"] = {1, 1, 1, 1, 1};
   }
-  for (const size_t r : {2, 3}) cluster.reports[r].facts[fact::kMachine] = "other";
+  for (const size_t r : {size_t{2}, size_t{3}}) cluster.reports[r].facts[fact::kMachine] = "other";
   EXPECT_TRUE(cluster.diagnose().findings.empty());
 }
 
@@ -129,7 +129,7 @@ TEST(Examination, TcpWithinAMachineIsNamedUnlessItWasAskedFor) {
 
 TEST(Examination, MoreThreadsThanCoresIsNamedThoughAllAreEquallySlow) {
   Cluster cluster(4);
-  for (const size_t r : {1, 2}) cluster.reports[r].facts[fact::kCores] = "5";
+  for (const size_t r : {size_t{1}, size_t{2}}) cluster.reports[r].facts[fact::kCores] = "5";
   Diagnosis diagnosis = cluster.diagnose();
   ASSERT_EQ(diagnosis.findings.size(), 1u);
   EXPECT_EQ(diagnosis.findings[0].ranks, (std::vector<int32_t>{1, 2}));
