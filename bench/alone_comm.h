@@ -2,8 +2,8 @@
 // AloneComm: the communicator of one rank whose peers are not there, so that its whole work runs on
 // one device. What would come from peers is this rank's own payload once more, copied on the
 // device: the same bytes are written, rows have the shape and the size of real ones, and positions,
-// which decide what is computed, come from the plan anyway. Answers mean nothing. Counts what would
-// have travelled. One thread; no errors.
+// which decide what is computed, come from the plan anyway. Answers mean nothing. The copies are
+// Phase::kWait. Counts what would have travelled. One thread; no errors.
 #pragma once
 
 #include <algorithm>
@@ -12,6 +12,7 @@
 #include <span>
 #include <string>
 
+#include "kernels/core/phase.h"
 #include "parallel/communicator.h"
 
 namespace annulus::bench {
@@ -46,6 +47,7 @@ class AloneComm final : public parallel::Communicator<Queue> {
   int32_t size() const override { return size_; }
   void all_reduce(Queue& queue, std::span<float> data, const OpId&) override {
     if (size_ == 1) return;
+    const kernels::InPhase phase(queue, kernels::Phase::kWait);
     ++traffic_.sums;
     traffic_.sum_floats += static_cast<int64_t>(data.size());
     const typename Queue::Mark mark(queue);
@@ -54,6 +56,7 @@ class AloneComm final : public parallel::Communicator<Queue> {
   }
   void all_gather(Queue& queue, ConstBytes own, Bytes out, std::span<const int64_t> bytes,
                   const OpId&) override {
+    const kernels::InPhase phase(queue, kernels::Phase::kWait);
     size_t at = 0;
     for (const int64_t n : bytes) {
       stand_in(queue, own, out.subspan(at, static_cast<size_t>(n)));
@@ -63,6 +66,7 @@ class AloneComm final : public parallel::Communicator<Queue> {
   }
   void all_to_all(Queue& queue, std::span<const ConstBytes> send, std::span<const Bytes> receive,
                   const OpId&) override {
+    const kernels::InPhase phase(queue, kernels::Phase::kWait);
     int64_t sent = 0;
     for (size_t r = 0; r < send.size(); ++r) {
       stand_in(queue, send[r], receive[r]);
@@ -76,6 +80,7 @@ class AloneComm final : public parallel::Communicator<Queue> {
       ++traffic_.hops;
       traffic_.hop_bytes += static_cast<int64_t>(send.size());
     }
+    const kernels::InPhase phase(queue, kernels::Phase::kWait);
     stand_in(queue, send, receive);
     return parallel::Transfer(1);
   }

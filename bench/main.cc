@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <exception>
 
 #include "bench/attention.h"
 #include "bench/gemm.h"
@@ -68,7 +69,13 @@ constexpr Command kCommands[] = {
 int main(int argc, char** argv) {
   signal(SIGPIPE, SIG_IGN);
   for (const Command& command : kCommands) {
-    if (argc > 1 && std::strcmp(argv[1], command.name) == 0) return command.run(argc - 1, argv + 1);
+    if (argc < 2 || std::strcmp(argv[1], command.name) != 0) continue;
+    try {
+      return command.run(argc - 1, argv + 1);
+    } catch (const std::exception& error) {  // of a device: memory, a rank that is gone
+      std::fprintf(stderr, "annulus-bench %s: %s\n", command.name, error.what());
+      return 1;
+    }
   }
   std::printf("usage: annulus-bench COMMAND [options]      (COMMAND --help says more)\n\n");
   for (const Command& command : kCommands) std::printf("  %-10s %s\n", command.name, command.help);

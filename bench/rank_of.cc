@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bench/rank_of.h"
 
-#include <algorithm>
 #include <cstdio>
+#include <numeric>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "bench/simulate_cost.h"
+#include "parallel/comm_ids.h"
 
 namespace annulus::bench {
 namespace {
@@ -22,28 +24,14 @@ bool is_linear(Phase phase) {
          phase == Phase::kDown;
 }
 
-// Copies that stand in for peers.
-bool stands_in(Phase phase) {
-  return phase == Phase::kSend || phase == Phase::kWait;
-}
-
-double visits(const RankOfOptions& o, const parallel::LlamaConfig& config) {
-  return double{static_cast<double>(config.layers)} * o.topology.cp;
-}
-
 }  // namespace
-
-double linear_flop(const parallel::LlamaConfig& c, int32_t tp, int64_t rows) {
-  const double d = c.dim, q = double{1} * c.heads * c.head_dim / tp,
-               kv = double{1} * c.kv_heads * c.head_dim / tp, ffn = double{1} * c.ffn / tp;
-  return 2.0 * static_cast<double>(rows) * c.layers * (d * (q + 2 * kv) + q * d + 3 * d * ffn);
-}
 
 absl::StatusOr<RankOfModel> model_links(const RankOfOptions& options, const RankOfReport& report) {
   auto machine = load_machine(options.machine);
   if (!machine.ok()) return machine.status();
-  Cost cost(*machine, options.topology);
-  const int32_t me = options.cp_rank, next = (me + 1) % options.topology.cp;
+  const Cost cost(*machine, options.topology);
+  const parallel::MachineProfile links = cost.profile(0);
+  const double visits = static_cast<double>(report.config.layers) * options.topology.cp;
   RankOfModel model;
   for (const RankOfStep& step : report.steps) {
     if (step.tp.sums > 0) {
@@ -53,17 +41,14 @@ absl::StatusOr<RankOfModel> model_links(const RankOfOptions& options, const Rank
     if (step.cp.hops > 0) {
       // A hop is in flight while one payload is attended to.
       const auto n = static_cast<double>(step.cp.hops);
-      const double visit = step.phase_us[index(Phase::kAttention)] / visits(options, report.config);
-      const double wire = cost.wire_us(static_cast<double>(step.cp.hop_bytes) / n, me, next);
-      model.hops += n * (cost.hop_us() + std::max(0.0, wire - visit * machine->overlap));
+      const double flight = links.link_latency_us +
+                            static_cast<double>(step.cp.hop_bytes) / n / links.link_bytes_per_us;
+      const double visit = step.phase_us[index(Phase::kAttention)] / visits;
+      model.hops += n * parallel::exposed_hop_us(links, flight, visit);
     }
-    if (step.cp.collectives > 0) {
-      const auto n = static_cast<double>(step.cp.collectives);
-      const double bytes = static_cast<double>(step.cp.collective_bytes) / n;
-      const bool local = cost.same_node(0, options.topology.cp - 1);
-      model.collectives += n * (cost.collective_us() +
-                                cost.collective_wire_us(local ? bytes : 0, local ? 0 : bytes));
-    }
+    model.collectives +=
+        static_cast<double>(step.cp.collectives) * links.collective_overhead_us +
+        static_cast<double>(step.cp.collective_bytes) / links.collective_bytes_per_us;
   }
   return model;
 }
@@ -75,7 +60,7 @@ void RankOfFlags::add_to(CLI::App& app) {
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   app.add_option("--cp", o.topology.cp, "ranks that share the prompt")
-      ->check(CLI::Range(1, 256))
+      ->check(CLI::Range(1, parallel::kMaxGroupSize))
       ->capture_default_str();
   app.add_option("--cp-rank", o.cp_rank, "which of them; 0 has the answer's logits too")
       ->check(CLI::NonNegativeNumber)
@@ -107,26 +92,30 @@ absl::Status RankOfFlags::apply() {
 }
 
 absl::Status print_rank_of(const RankOfOptions& o, const RankOfReport& report,
-                           const std::string& device, double limit_tflop_s) {
+                           const std::string& device, double limit_tflop_s,
+                           const char* limit_type) {
   const auto model = model_links(o, report);
   if (!model.ok()) return model.status();
-  PhaseClock::Times us{};
-  double linear = 0, attend = 0, computed = 0, copies = 0, work = 0;
+  PhaseClock::Times us{}, flop{};
   Traffic tp, cp;
   for (const RankOfStep& step : report.steps) {
-    for (size_t p = 0; p < us.size(); ++p) us[p] += step.phase_us[p];
-    linear += step.linear_flop;
-    attend += step.attend_flop;
+    for (size_t p = 0; p < us.size(); ++p) {
+      us[p] += step.phase_us[p];
+      flop[p] += step.demands[p].flop;
+    }
     tp.sum_floats += step.tp.sum_floats;
     cp.hop_bytes += step.cp.hop_bytes;
     cp.collective_bytes += step.cp.collective_bytes;
   }
-  for (size_t p = 0; p < us.size(); ++p)
-    (stands_in(static_cast<Phase>(p)) ? copies : computed) += us[p];
-  double linear_us = 0;
-  for (size_t p = 0; p < us.size(); ++p)
-    if (is_linear(static_cast<Phase>(p))) linear_us += us[p];
-  work = linear + attend;
+  const double copies = std::exchange(us[index(Phase::kWait)], 0);
+  const double computed = std::accumulate(us.begin(), us.end(), 0.0);
+  double linear_us = 0, linear = 0;
+  for (size_t p = 0; p < us.size(); ++p) {
+    if (!is_linear(static_cast<Phase>(p))) continue;
+    linear_us += us[p];
+    linear += flop[p];
+  }
+  const double work = linear + flop[index(Phase::kAttention)];
 
   std::printf(
       "# rank-of: %s, TP %d x CP %d, CP rank %d, %lld tokens in chunks of %lld, %s, on %s\n",
@@ -137,16 +126,18 @@ absl::Status print_rank_of(const RankOfOptions& o, const RankOfReport& report,
               static_cast<double>(report.weight_bytes) / 1e9, report.load_s,
               static_cast<long long>(report.kv_rows), static_cast<double>(report.kv_bytes) / 1e9,
               report.steps.size(), report.wall_s);
+  const auto print = [&](const char* what, double time, double done) {
+    std::printf("%-26s %11.2f %6.1f%%", what, time / 1e3, 100 * time / computed);
+    if (done > 0) std::printf(" %10.4g", done / time / 1e6);
+    std::printf("\n");
+  };
   std::printf("%-26s %11s %7s %10s\n", "measured", "ms", "share", "TFLOP/s");
   for (size_t p = 0; p < us.size(); ++p) {
     const auto phase = static_cast<Phase>(p);
-    if (us[p] <= 0 || stands_in(phase)) continue;
-    std::printf("%-26s %11.2f %6.1f%%", name(phase), us[p] / 1e3, 100 * us[p] / computed);
-    if (phase == Phase::kAttention) std::printf(" %10.4g", attend / us[p] / 1e6);
-    std::printf("\n");
+    // The head multiplies a row, once a prompt.
+    if (us[p] > 0) print(name(phase), us[p], phase == Phase::kHead ? 0 : flop[p]);
   }
-  std::printf("%-26s %11.2f %6.1f%% %10.4g\n", "(linear layers together)", linear_us / 1e3,
-              100 * linear_us / computed, linear / linear_us / 1e6);
+  print("(linear layers together)", linear_us, linear);
   std::printf("%-26s %11.2f\n", "copies in place of peers", copies / 1e3);
   std::printf("modelled on %s (%.2f GB of sums, %.2f GB of hops, %.2f GB of collectives)\n",
               o.machine.c_str(), static_cast<double>(tp.sum_floats) * 4e-9,
@@ -158,8 +149,8 @@ absl::Status print_rank_of(const RankOfOptions& o, const RankOfReport& report,
   std::printf("prefill %.3f s (%.3f measured, %.3f modelled), %.4g TFLOP/s of this rank",
               total / 1e6, computed / 1e6, (total - computed) / 1e6, work / total / 1e6);
   if (limit_tflop_s > 0)
-    std::printf(", %.1f %% of the %.4g TFLOP/s that it multiplies at",
-                100 * work / total / 1e6 / limit_tflop_s, limit_tflop_s);
+    std::printf(", %.1f %% of the %.4g TFLOP/s that it multiplies at in %s",
+                100 * work / total / 1e6 / limit_tflop_s, limit_tflop_s, limit_type);
   std::printf("\n");
   return absl::OkStatus();
 }

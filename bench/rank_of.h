@@ -6,13 +6,13 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
-#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "bench/alone_comm.h"
+#include "bench/step_ops.h"
 #include "kernels/core/phase.h"
 #include "parallel/rank.h"
 
@@ -31,9 +31,9 @@ struct RankOfOptions {
 // One chunk of the prompt.
 struct RankOfStep {
   kernels::PhaseClock::Times phase_us{};
+  StepDemands demands;  // by phase; the mean of the ranks
   Traffic tp, cp;
-  double linear_flop = 0, attend_flop = 0;  // of this rank; causal pairs count once
-  int64_t formula_bytes = 0;                // what the ring was to send
+  int64_t formula_bytes = 0;  // what the ring was to send
 };
 
 struct RankOfReport {
@@ -50,9 +50,6 @@ struct RankOfModel {
 // Errors: InvalidArgument for a machine file.
 absl::StatusOr<RankOfModel> model_links(const RankOfOptions& options, const RankOfReport& report);
 
-// Its own FLOP: rows of linear layers as in the plan, and the head once.
-double linear_flop(const parallel::LlamaConfig& config, int32_t tp, int64_t rows);
-
 struct RankOfFlags {
   RankOfOptions options;
   std::string variant = "pass-kv", precision = "default";
@@ -60,9 +57,9 @@ struct RankOfFlags {
   absl::Status apply();  // after parsing
 };
 
-// limit_tflop_s: what the device multiplied at in the same run, bf16 or fp32 as the precision; 0:
-// not measured.
+// limit_tflop_s: what the device multiplied at in the same run, in limit_type; 0: not measured.
+// With F8 weights more than all of a bf16 limit can be reached; published figures are of bf16 too.
 absl::Status print_rank_of(const RankOfOptions& options, const RankOfReport& report,
-                           const std::string& device, double limit_tflop_s);
+                           const std::string& device, double limit_tflop_s, const char* limit_type);
 
 }  // namespace annulus::bench

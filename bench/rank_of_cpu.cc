@@ -29,11 +29,11 @@ int bench_rank_of(int argc, char** argv) {
   const auto result =
       run_rank_of(flags.options, std::make_unique<kernels::CpuQueue>(flags.options.rank.threads));
   if (!result.ok()) return report("rank-of", result.status());
-  const bool bf16 = flags.options.rank.precision == kernels::Precision::kDefault;
-  const double limit = bf16 && peaks.bf16_gflops > 0 ? peaks.bf16_gflops : peaks.fp32_gflops;
-  const absl::Status printed =
-      print_rank_of(flags.options, *result,
-                    absl::StrCat(flags.options.rank.threads, " threads, ", name(isa)), limit / 1e3);
+  const bool bf16 =
+      flags.options.rank.precision == kernels::Precision::kDefault && peaks.bf16_gflops > 0;
+  const absl::Status printed = print_rank_of(
+      flags.options, *result, absl::StrCat(flags.options.rank.threads, " threads, ", name(isa)),
+      (bf16 ? peaks.bf16_gflops : peaks.fp32_gflops) / 1e3, bf16 ? "bf16" : "fp32");
   return printed.ok() ? 0 : report("rank-of", printed);
 }
 

@@ -54,6 +54,9 @@ absl::StatusOr<RankOfReport> run_rank_of(const RankOfOptions& options,
       std::move(queue), Groups<Queue>{&tp, &cp, &world}, topology, world_rank, 1, rank_options);
   if (!rank.ok()) return rank.status();
 
+  PolicyInput policy;
+  policy.shape = attention_shape(report.config, topology, options.rank.precision);
+  policy.cp = topology.cp;
   start = Clock::now();
   for (int64_t first = 0; first < options.tokens; first += options.chunk_tokens) {
     const int64_t count = std::min(options.chunk_tokens, options.tokens - first);
@@ -85,13 +88,7 @@ absl::StatusOr<RankOfReport> run_rank_of(const RankOfOptions& options,
     step.tp = tp.traffic() - tp_before;
     step.cp = cp.traffic() - cp_before;
     step.formula_bytes = result->groups.at(0).formula_bytes;
-    const auto shares = shard_item(state, plan.items[0]);
-    const auto own = positions(shares[static_cast<size_t>(options.cp_rank)]);
-    double keys = 0;  // that own rows see, together
-    for (const int32_t position : own) keys += position + 1;
-    step.linear_flop = linear_flop(report.config, topology.tp, static_cast<int64_t>(own.size()));
-    step.attend_flop = 4.0 * keys * report.config.layers * (report.config.heads / topology.tp) *
-                       report.config.head_dim;
+    step.demands = step_demands(report.config, topology, policy, {}, {.load = {count, first}});
     report.kv_rows = result->kv_rows;
     report.kv_bytes = result->kv_bytes;
     report.steps.push_back(step);

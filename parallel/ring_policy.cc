@@ -97,11 +97,6 @@ double flight_us(const PolicyInput& in, int64_t bytes) {
   return in.profile.link_latency_us + real(bytes) / rate(in.profile.link_bytes_per_us);
 }
 
-double exposed_hop_us(const PolicyInput& in, double flight, double visit) {
-  const double beside = in.profile.overlap * flight;
-  return in.profile.hop_overhead_us + flight - beside + std::max(0.0, beside - visit);
-}
-
 // `calls` of them, which send these bytes together.
 double collectives_us(const PolicyInput& in, int32_t calls, int64_t bytes) {
   return calls * in.profile.collective_overhead_us +
@@ -134,7 +129,7 @@ LayerCost pass_kv(const PolicyInput& in, std::span<const Load> items, const Rows
   if (hops == 0) return cost;
   cost.flight = flight_us(in, payload);
   cost.attend += m.op_overhead_us + real(payload) / rate(m.pack_bytes_per_us);
-  cost.exposed = real(hops) * exposed_hop_us(in, cost.flight, cost.visit);
+  cost.exposed = real(hops) * exposed_hop_us(m, cost.flight, cost.visit);
   cost.bytes = hops * payload;
   return cost;
 }
@@ -154,7 +149,7 @@ LayerCost pass_q(const PolicyInput& in, std::span<const Load> items, const Rows&
   if (hops == 0) return cost;
   if (ring) {
     cost.flight = flight_us(in, block_rows * in.shape.q_row_bytes());
-    cost.exposed = real(hops * blocks) * exposed_hop_us(in, cost.flight, cost.visit);
+    cost.exposed = real(hops * blocks) * exposed_hop_us(m, cost.flight, cost.visit);
   } else {
     cost.exposed = collectives_us(in, blocks, foreign * in.shape.q_row_bytes());
   }
@@ -255,6 +250,11 @@ double paper_chunk(const PolicyInput& in) {
 }
 
 }  // namespace
+
+double exposed_hop_us(const MachineProfile& profile, double flight_us, double visit_us) {
+  const double beside = profile.overlap * flight_us;
+  return profile.hop_overhead_us + flight_us - beside + std::max(0.0, beside - visit_us);
+}
 
 std::array<Prediction, kVariants> predict(const PolicyInput& input, std::span<const Load> items) {
   check(input, items);

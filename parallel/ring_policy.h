@@ -49,6 +49,9 @@ struct MachineProfile {
   double small_hop_us() const { return hop_overhead_us + link_latency_us; }  // nothing beside it
 };
 
+// What a rank waits for a hop of the ring: flight_us on the way, beside a visit of visit_us.
+double exposed_hop_us(const MachineProfile& profile, double flight_us, double visit_us);
+
 struct AttentionShape {  // of one rank (TP slice)
   int32_t heads = 0, kv_heads = 0, head_dim = 0, layers = 0;
   kernels::DType dtype = kernels::DType::kBF16;

@@ -10,6 +10,7 @@
 namespace annulus::bench {
 namespace {
 
+using kernels::Phase;
 using parallel::Topology;
 using parallel::Variant;
 
@@ -45,8 +46,9 @@ TEST(RankOf, SendsWhatItWouldSendAndHoldsItsShare) {
             << name(variant) << ", rank " << rank;
         // Twice a layer.
         EXPECT_EQ(step.tp.sums, 4);
-        linear += step.linear_flop;
-        attend += step.attend_flop;
+        for (const Phase phase : {Phase::kQkv, Phase::kOutput, Phase::kGateUp, Phase::kDown})
+          linear += step.demands[static_cast<size_t>(phase)].flop;
+        attend += step.demands[static_cast<size_t>(Phase::kAttention)].flop;
         double us = 0;
         for (const double phase : step.phase_us) us += phase;
         EXPECT_GT(us, 0);
