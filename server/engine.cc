@@ -232,8 +232,13 @@ void Engine::Impl::handle(EpochReady ready) {
     deliver();
   }
   pending.clear();
-  // Other ranks, another machine.
-  if (ready.topology != status.topology) learner = {};
+  const auto same_machine = [](const RankInfo& a, const RankStatus& b) {
+    return a.host == b.info.host && a.cpu_isa == b.info.cpu_isa && a.threads == b.info.threads;
+  };
+  if (ready.topology != status.topology ||
+      !std::equal(ready.ranks.begin(), ready.ranks.end(), status.ranks.begin(), status.ranks.end(),
+                  same_machine))
+    learner = {};
   learns = ready.learn;
   policy = ready.policy;
   if (learns) policy.profile = learner.next(ready.policy.profile);

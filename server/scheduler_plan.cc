@@ -70,7 +70,8 @@ std::optional<PlannedStep> Scheduler::next() {
   for (const parallel::Group& group : plan.groups) {
     out.summary.groups.push_back({group.variant, {}});
     for (int32_t i : group.items) {
-      out.summary.groups.back().loads.push_back(draft.loads[static_cast<size_t>(i)]);
+      if (!out.summary.decode_only)  // what only prompts teach (profile_learner.h)
+        out.summary.groups.back().loads.push_back(draft.loads[static_cast<size_t>(i)]);
       out.work[static_cast<size_t>(i)].variant = group.variant;
     }
   }

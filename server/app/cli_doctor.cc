@@ -74,7 +74,7 @@ void add_doctor(CLI::App& app, Command& run) {
     return sub->add_option(name, value, help)->capture_default_str();
   };
   option("--tp", ranks.topology.tp, "tensor-parallel size")->check(CLI::Range(1, 1024));
-  option("--cp", ranks.topology.cp, "context-parallel size")->check(CLI::Range(1, 256));
+  option("--cp", ranks.topology.cp, "context-parallel size")->check(CLI::Range(1, 1024));
   option("--device", ranks.device, "what a rank computes on: cpu, or cuda (one GPU a rank)")
       ->check(CLI::IsMember({"cpu", "cuda"}));
   option("--cpu-isa", flags->cpu_isa,

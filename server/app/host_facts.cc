@@ -122,7 +122,7 @@ int64_t value_in(std::string_view text, std::string_view key) {
   return -1;
 }
 
-HostFacts::HostFacts() : begun_(count()) {}
+HostFacts::HostFacts() : cores_(allowed_cores()), begun_(count()) {}
 
 HostFacts::Counters HostFacts::count() const {
   Counters out;
@@ -141,14 +141,13 @@ HostFacts::Counters HostFacts::count() const {
         static_cast<double>(value_in(read_text(cgroup + "/cpu.stat"), "throttled_usec"));
     out.throttled_us = std::max(out.throttled_us, us);
   }
-  const std::vector<int> cores = allowed_cores();
   std::set<std::string> names;
-  for (const int core : cores) {
+  for (const int core : cores_) {
     names.insert(absl::StrCat("cpu", core));
     int64_t events = 0;
     if (absl::SimpleAtoi(read_line(cpu_folder(core) + "thermal_throttle/core_throttle_count"),
                          &events)) {
-      out.heat += events;
+      out.heat = std::max<int64_t>(out.heat, 0) + events;
     }
   }
   std::istringstream stat(
@@ -168,7 +167,7 @@ HostFacts::Counters HostFacts::count() const {
 }
 
 void HostFacts::look() {
-  mhz_ = std::max(mhz_, cpu_info(allowed_cores()).mhz);
+  mhz_ = std::max(mhz_, cpu_info(cores_).mhz);
 }
 
 std::map<std::string, std::string> HostFacts::facts() const {
@@ -176,13 +175,12 @@ std::map<std::string, std::string> HostFacts::facts() const {
   const auto put = [&](const char* name, const std::string& value) {
     if (!value.empty()) out[name] = value;
   };
-  const std::vector<int> cores = allowed_cores();
   put(fact::kMachine, read_line("/proc/sys/kernel/random/boot_id"));
-  put(fact::kCores, format_cores(cores));
-  put(fact::kNumaNodes, numa_nodes(cores));
-  put(fact::kCpu, cpu_info(cores).model);
+  put(fact::kCores, format_cores(cores_));
+  put(fact::kNumaNodes, numa_nodes(cores_));
+  put(fact::kCpu, cpu_info(cores_).model);
   if (mhz_ > 0) put(fact::kMhz, absl::StrCat(static_cast<int64_t>(mhz_)));
-  put(fact::kGovernor, governors(cores));
+  put(fact::kGovernor, governors(cores_));
   utsname system{};
   if (uname(&system) == 0) put(fact::kKernel, absl::StrCat(system.sysname, " ", system.release));
 
@@ -193,9 +191,10 @@ std::map<std::string, std::string> HostFacts::facts() const {
   };
   const double waited = now.waited_us - begun_.waited_us;
   share(fact::kWaitShare, waited, waited + now.ran_us - begun_.ran_us);
-  if (now.throttled_us >= 0) share(fact::kQuotaShare, now.throttled_us - begun_.throttled_us, us);
+  if (now.throttled_us >= 0 && begun_.throttled_us >= 0)
+    share(fact::kQuotaShare, now.throttled_us - begun_.throttled_us, us);
   share(fact::kStealShare, now.steal_ticks - begun_.steal_ticks, now.all_ticks - begun_.all_ticks);
-  put(fact::kHeat, absl::StrCat(now.heat - begun_.heat));
+  if (now.heat >= 0 && begun_.heat >= 0) put(fact::kHeat, absl::StrCat(now.heat - begun_.heat));
   return out;
 }
 

@@ -142,8 +142,9 @@ void EpochCoordinator::on_register(WorkerId id, Worker& worker, const v1::Regist
                   "--model instead of --no-model",
                   now);
   }
-  if (message.model_fingerprint() != plan_.model_fingerprint && (has_model || plan_.examine)) {
-    // 0: of the doctor and its ranks
+  // 0: of the doctor and its ranks
+  const bool fits = message.model_fingerprint() == plan_.model_fingerprint;
+  if (plan_.examine ? !has_model || !fits : has_model && !fits) {
     return refuse(
         id,
         plan_.examine ? "this is `annulus doctor`: start its ranks with --doctor instead of a model"

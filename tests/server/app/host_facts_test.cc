@@ -5,8 +5,11 @@
 #include <sched.h>
 
 #include <chrono>
+#include <string>
 #include <thread>
+#include <vector>
 
+#include "kernels/cpu/queue.h"
 #include "server/app/config.h"
 #include "server/examination.h"
 
@@ -20,6 +23,20 @@ TEST(HostFacts, KnowsTheCoresItMayRunOn) {
   EXPECT_EQ(parse_cores(facts.at(fact::kCores)), allowed_cores());
   EXPECT_FALSE(facts.at(fact::kMachine).empty());
   EXPECT_EQ(facts.at(fact::kKernel).rfind("Linux ", 0), 0u) << facts.at(fact::kKernel);
+}
+
+// A queue with a thread for each core pins its owner to the first of them.
+TEST(HostFacts, CoresAreThoseBeforeAThreadWasPinned) {
+  const std::vector<int> cores = allowed_cores();
+  std::thread([&] {
+    HostFacts host;
+    const kernels::CpuQueue queue(static_cast<int>(cores.size()));
+    host.look();
+    const auto facts = host.facts();
+    EXPECT_EQ(parse_cores(facts.at(fact::kCores)), cores);
+    const auto heat = facts.find(fact::kHeat);
+    EXPECT_TRUE(heat == facts.end() || std::stoll(heat->second) >= 0);
+  }).join();
 }
 
 // Two threads that compute on one core each wait for about half of their time.

@@ -690,6 +690,18 @@ TEST_F(ExaminingCoordinatorTest, AWorkerWithAModelIsRefused) {
             std::string::npos);
 }
 
+TEST_F(ExaminingCoordinatorTest, AWorkerThatIsToBeSentItsModelIsRefused) {
+  v1::WorkerMessage message = registration(-1, 1001);
+  message.mutable_register_()->set_model_file(v1::MODEL_FILE_NONE);
+  message.mutable_register_()->clear_model_fingerprint();
+  coordinator_.attached(1, now_);
+  coordinator_.received(1, message, now_);
+  const auto effects = coordinator_.take();
+  ASSERT_EQ(effects.messages.size(), 1u);
+  EXPECT_NE(effects.messages[0].message.refused().why().find("--doctor instead of a model"),
+            std::string::npos);
+}
+
 TEST_F(CoordinatorTest, AWorkerOfTheDoctorIsRefused) {
   v1::WorkerMessage message = registration(-1, 1001);
   message.mutable_register_()->clear_model_fingerprint();
