@@ -188,7 +188,8 @@ void rank_main(int fd, int32_t world_rank, const RankGroupOptions& options) {
   facts.load.seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   facts.load.weight_bytes = weights->bytes;
-  if (const absl::Status s = compare_weights(queue, everybody, options.topology, weights->digest);
+  if (const absl::Status s =
+          compare_weights(queue, everybody, options.topology, digest_of(queue, *weights));
       !s.ok())
     throw kernels::DeviceError(std::string(s.message()));
   auto rank = Rank::create(checkpoint.config(), weights, std::move(owned_queue), (*world)->groups(),

@@ -14,7 +14,8 @@ using kernels::CudaQueue;  // NOLINT(misc-unused-using-decls): instantiations us
 
 template absl::StatusOr<LlamaWeights<CudaQueue>> load_weights(CudaQueue&, const Checkpoint&, int,
                                                               int, kernels::Precision,
-                                                              const LoadProgress&, const OnMatrix&);
+                                                              const LoadProgress&);
+template uint64_t digest_of(CudaQueue&, const LlamaWeights<CudaQueue>&);
 template absl::StatusOr<std::unique_ptr<Rank>> Rank::create(
     const LlamaConfig&, std::shared_ptr<const LlamaWeights<CudaQueue>>, std::unique_ptr<CudaQueue>,
     Groups<CudaQueue>, Topology, int32_t, int64_t, const RankOptions&);

@@ -34,7 +34,7 @@ struct WeightWish {              // what is to be got
   int32_t tp_rank = 0, tp = 1;
   kernels::Precision precision = kernels::Precision::kDefault;
   WeightRoute route;
-  LoadProgress progress;  // from the thread that reads or receives
+  LoadProgress progress;  // from the thread that reads, receives, or sends what is held
 };
 
 // To route.to, what this rank holds.

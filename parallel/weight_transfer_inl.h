@@ -150,11 +150,13 @@ void send_weights(Queue& queue, Communicator<Queue>& cp, const WeightWish& wish,
   if constexpr (Queue::kHostMemory) {
     if (wish.route.table) send_table(relay, weights.embedding);
   }
-  int64_t done = 0;
-  for (const ConstBytes matrix : matrices_of(weights)) {
+  int64_t done = 0, total = 0;
+  const std::vector<ConstBytes> matrices = matrices_of(weights);
+  for (const ConstBytes matrix : matrices) total += static_cast<int64_t>(matrix.size());
+  for (const ConstBytes matrix : matrices) {
     relay.send(matrix);
     done += static_cast<int64_t>(matrix.size());
-    if (wish.progress) wish.progress(done, weights.bytes);
+    if (wish.progress) wish.progress(done, total);
   }
 }
 
@@ -203,7 +205,7 @@ absl::Status receive_weights(Queue& queue, Communicator<Queue>& cp, const Weight
     relay.receive(matrix.contents(), arrived);
   });
   set_embedding(checkpoint, weights);
-  set_digest(queue, weights);
+  weights.whole = true;
   return absl::OkStatus();
 }
 
@@ -212,34 +214,27 @@ absl::Status read_weights(Queue& queue, const std::function<std::unique_ptr<Queu
                           Communicator<Queue>& cp, const WeightWish& wish,
                           LlamaWeights<Queue>& weights) {
   const auto read = [&](const OnMatrix& on_matrix) {
-    return load_weights(*loader(), wish.checkpoint, wish.tp_rank, wish.tp, wish.precision,
-                        wish.progress, on_matrix);
+    return load_weights_into(*loader(), wish.checkpoint, wish.tp_rank, wish.tp, wish.precision,
+                             wish.progress, on_matrix, weights);
   };
-  absl::StatusOr<LlamaWeights<Queue>> loaded;
+  if (wish.route.to < 0) return read({});
+  weight_transfer::Outbox outbox;
+  auto reading = std::async(std::launch::async, [&] {
+    const absl::Cleanup close = [&] { outbox.close(); };
+    return read([&](ConstBytes matrix) { outbox.push(matrix); });
+  });
   std::exception_ptr lost;  // a receiver
-  if (wish.route.to < 0) {
-    loaded = read({});
-  } else {
-    weight_transfer::Outbox outbox;
-    auto reading = std::async(std::launch::async, [&] {
-      const absl::Cleanup close = [&] { outbox.close(); };
-      return read([&](ConstBytes matrix) { outbox.push(matrix); });
-    });
-    try {
-      weight_transfer::Relay<Queue> relay(queue, cp, wish.route);
-      const ModelTensors& tensors = wish.checkpoint.tensors();
-      const std::vector<float> norms = join_norms(tensors.output_norm, tensors.layers);
-      relay.send(std::as_bytes(weight_transfer::on_device(queue, std::span<const float>(norms))));
-      if (wish.route.table && Queue::kHostMemory) send_table(relay, tensors.embedding);
-      while (const std::optional<ConstBytes> matrix = outbox.pop()) relay.send(*matrix);
-    } catch (const kernels::DeviceError&) {
-      lost = std::current_exception();
-    }
-    loaded = reading.get();
+  try {
+    weight_transfer::Relay<Queue> relay(queue, cp, wish.route);
+    const ModelTensors& tensors = wish.checkpoint.tensors();
+    const std::vector<float> norms = join_norms(tensors.output_norm, tensors.layers);
+    relay.send(std::as_bytes(weight_transfer::on_device(queue, std::span<const float>(norms))));
+    if (wish.route.table && Queue::kHostMemory) send_table(relay, tensors.embedding);
+    while (const std::optional<ConstBytes> matrix = outbox.pop()) relay.send(*matrix);
+  } catch (const kernels::DeviceError&) {
+    lost = std::current_exception();
   }
-  if (!loaded.ok()) return loaded.status();
-  weights = *std::move(loaded);
-  set_digest(queue, weights);
+  if (absl::Status loaded = reading.get(); !loaded.ok()) return loaded;
   if (lost) std::rethrow_exception(lost);
   return absl::OkStatus();
 }

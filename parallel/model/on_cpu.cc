@@ -10,7 +10,8 @@ using kernels::CpuQueue;  // NOLINT(misc-unused-using-decls): instantiations use
 
 template absl::StatusOr<LlamaWeights<CpuQueue>> load_weights(CpuQueue&, const Checkpoint&, int, int,
                                                              kernels::Precision,
-                                                             const LoadProgress&, const OnMatrix&);
+                                                             const LoadProgress&);
+template uint64_t digest_of(CpuQueue&, const LlamaWeights<CpuQueue>&);
 template void forward(CpuQueue&, const LlamaConfig&, const LlamaWeights<CpuQueue>&, int32_t,
                       std::span<const int32_t>, kernels::ConstTensor, const LlamaHooks&,
                       kernels::Tensor);

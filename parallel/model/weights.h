@@ -64,8 +64,12 @@ struct LlamaWeights {
   std::vector<LayerWeights<Queue>> layers;
   typename Queue::Matrix head;  // vocabulary rows [tp_rank * vocab / tp, ...)
   int64_t bytes = 0;            // memory held, the mapping aside
-  uint64_t digest = 0;          // of norms and matrices: equal on ranks of one slice and precision
+  bool whole = false;           // all of it is there
 };
+
+// Of norms and matrices: equal on ranks of one slice and precision. Reads all of them.
+template <class Queue>
+uint64_t digest_of(Queue& queue, const LlamaWeights<Queue>& weights);
 
 // Source bytes packed so far, and in all.
 using LoadProgress = std::function<void(int64_t done_bytes, int64_t total_bytes)>;
@@ -76,7 +80,12 @@ template <class Queue>
 absl::StatusOr<LlamaWeights<Queue>> load_weights(Queue& queue, const Checkpoint& checkpoint,
                                                  int tp_rank, int tp_size,
                                                  kernels::Precision precision,
-                                                 const LoadProgress& progress = {},
-                                                 const OnMatrix& on_matrix = {});
+                                                 const LoadProgress& progress = {});
+// The same into `weights`, whose matrices stay where on_matrix was told, whatever follows; empty
+// before.
+template <class Queue>
+absl::Status load_weights_into(Queue& queue, const Checkpoint& checkpoint, int tp_rank, int tp_size,
+                               kernels::Precision precision, const LoadProgress& progress,
+                               const OnMatrix& on_matrix, LlamaWeights<Queue>& weights);
 
 }  // namespace annulus::parallel

@@ -97,9 +97,8 @@ void set_embedding(const Checkpoint& checkpoint, LlamaWeights<Queue>& weights) {
   }
 }
 
-// Fills in weights.digest.
 template <class Queue>
-void set_digest(Queue& queue, LlamaWeights<Queue>& weights) {
+uint64_t digest_of(Queue& queue, const LlamaWeights<Queue>& weights) {
   constexpr size_t kPiece = size_t{32} << 20;  // on its way from the device
   constexpr auto kPatience = std::chrono::seconds(60);
   const std::vector<float> norms = norms_of(weights);
@@ -117,21 +116,18 @@ void set_digest(Queue& queue, LlamaWeights<Queue>& weights) {
       }
     }
   }
-  weights.digest = digest;
+  return digest;
 }
 
 template <class Queue>
-absl::StatusOr<LlamaWeights<Queue>> load_weights(Queue& queue, const Checkpoint& checkpoint,
-                                                 int tp_rank, int tp_size,
-                                                 kernels::Precision precision,
-                                                 const LoadProgress& progress,
-                                                 const OnMatrix& on_matrix) {
+absl::Status load_weights_into(Queue& queue, const Checkpoint& checkpoint, int tp_rank, int tp_size,
+                               kernels::Precision precision, const LoadProgress& progress,
+                               const OnMatrix& on_matrix, LlamaWeights<Queue>& weights) {
   const ModelTensors& tensors = checkpoint.tensors();
   const absl::Status status = check_tp(checkpoint.config(), tp_size);
   if (!status.ok()) return status;
 
   const RankSlice slice = slice_rank(checkpoint, tp_rank, tp_size);
-  LlamaWeights<Queue> weights;
   weights.layers.resize(slice.layers.size());
   const auto all_of = [](std::span<const kernels::WeightSource> sources) {
     int64_t bytes = 0;
@@ -153,6 +149,19 @@ absl::StatusOr<LlamaWeights<Queue>> load_weights(Queue& queue, const Checkpoint&
   });
   set_embedding(checkpoint, weights);
   checkpoint.drop_resident();
+  weights.whole = true;
+  return absl::OkStatus();
+}
+
+template <class Queue>
+absl::StatusOr<LlamaWeights<Queue>> load_weights(Queue& queue, const Checkpoint& checkpoint,
+                                                 int tp_rank, int tp_size,
+                                                 kernels::Precision precision,
+                                                 const LoadProgress& progress) {
+  LlamaWeights<Queue> weights;
+  const absl::Status status =
+      load_weights_into(queue, checkpoint, tp_rank, tp_size, precision, progress, {}, weights);
+  if (!status.ok()) return status;
   return weights;
 }
 

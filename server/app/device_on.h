@@ -14,6 +14,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -23,9 +24,13 @@
 
 namespace annulus::server {
 
-// What a device holds over epochs; null: nothing yet.
+// What a device holds over epochs; null: nothing yet. The digest is taken where there are peers to
+// compare it with.
 template <class Queue>
-using HeldWeights = std::shared_ptr<const parallel::LlamaWeights<Queue>>;
+struct HeldWeights {
+  std::shared_ptr<const parallel::LlamaWeights<Queue>> weights;
+  std::optional<uint64_t> digest;
+};
 
 template <class Backend>
 class EpochRankOn final : public EpochRank {
@@ -51,38 +56,23 @@ class EpochRankOn final : public EpochRank {
 
   absl::Status load(const parallel::Checkpoint& checkpoint, const parallel::WeightRoute& route,
                     const parallel::LoadProgress& progress) override {
-    using Weights = parallel::LlamaWeights<Queue>;
     loader_ = backend_.loader();
-    auto& cp = *world_->groups().cp;
-    const parallel::WeightWish wish{
-        checkpoint, topology_.tp_rank(world_rank_), topology_.tp, precision_, route, progress};
-    if (held_ != nullptr) {
-      if (route.to >= 0) parallel::send_weights(*loader_, cp, wish, *held_);
-      return absl::OkStatus();
-    }
-    incoming_ = std::make_shared<Weights>();
-    if (route.from >= 0) {
-      absl::Status status = parallel::receive_weights(*loader_, cp, wish, *incoming_);
-      if (status.ok()) held_ = incoming_;
-      return status;
-    }
-    const absl::Cleanup keep = [this] {
-      if (incoming_->bytes > 0) held_ = incoming_;
-    };
-    const std::function loader = [this] { return backend_.loader(); };
-    return parallel::read_weights<Queue>(*loader_, loader, cp, wish, *incoming_);
+    absl::Status status = get(checkpoint, route, progress);
+    if (status.ok() && topology_.cp > 1 && !held_.digest)
+      held_.digest = parallel::digest_of(*loader_, *held_.weights);
+    return status;
   }
 
   absl::StatusOr<parallel::MachineProfile> meet(const parallel::LlamaConfig& config,
                                                 const parallel::RankOptions& options) override {
-    absl::Status same =
-        parallel::compare_weights(*loader_, *world_->groups().world, topology_, held_->digest);
+    absl::Status same = parallel::compare_weights(*loader_, *world_->groups().world, topology_,
+                                                  held_.digest.value_or(0));
     if (!same.ok()) {
-      held_ = nullptr;  // nobody knows whose are wrong: the next epoch loads them again
+      held_ = {};  // nobody knows whose are wrong: the next epoch loads them again
       return same;
     }
-    auto rank = parallel::Rank::create(config, held_, backend_.queue(), world_->groups(), topology_,
-                                       world_rank_, epoch_, options);
+    auto rank = parallel::Rank::create(config, held_.weights, backend_.queue(), world_->groups(),
+                                       topology_, world_rank_, epoch_, options);
     if (!rank.ok()) return rank.status();
     {
       const std::lock_guard lock(mutex_);
@@ -119,6 +109,25 @@ class EpochRankOn final : public EpochRank {
   }
 
  private:
+  // Weights into held_, and on to whom the route says.
+  absl::Status get(const parallel::Checkpoint& checkpoint, const parallel::WeightRoute& route,
+                   const parallel::LoadProgress& progress) {
+    auto& cp = *world_->groups().cp;
+    const parallel::WeightWish wish{
+        checkpoint, topology_.tp_rank(world_rank_), topology_.tp, precision_, route, progress};
+    if (held_.weights != nullptr) {
+      if (route.to >= 0) parallel::send_weights(*loader_, cp, wish, *held_.weights);
+      return absl::OkStatus();
+    }
+    incoming_ = std::make_shared<parallel::LlamaWeights<Queue>>();
+    const absl::Cleanup keep = [this] {  // a reader's also where a receiver was lost
+      if (incoming_->whole) held_ = {.weights = incoming_, .digest = {}};
+    };
+    if (route.from >= 0) return parallel::receive_weights(*loader_, cp, wish, *incoming_);
+    const std::function loader = [this] { return backend_.loader(); };
+    return parallel::read_weights<Queue>(*loader_, loader, cp, wish, *incoming_);
+  }
+
   const Backend backend_;
   const int64_t epoch_;
   const parallel::Topology topology_;
@@ -145,13 +154,13 @@ class DeviceOn final : public Device {
   }
 
   std::string fault() const override { return backend_.fault(); }
-  bool holds_weights() const override { return held_ != nullptr; }
-  int64_t weight_bytes() const override { return held_ ? held_->bytes : 0; }
+  bool holds_weights() const override { return held_.weights != nullptr; }
+  int64_t weight_bytes() const override { return held_.weights ? held_.weights->bytes : 0; }
 
   absl::StatusOr<std::shared_ptr<EpochRank>> begin(int64_t epoch, parallel::Topology topology,
                                                    int32_t world_rank,
                                                    const WeightKey& key) override {
-    if (std::exchange(key_, key) != key) held_ = nullptr;
+    if (std::exchange(key_, key) != key) held_ = {};
     auto world = backend_.world(topology, world_rank, epoch);
     if (!world.ok()) return world.status();
     return std::make_shared<EpochRankOn<Backend>>(backend_, epoch, topology, world_rank,

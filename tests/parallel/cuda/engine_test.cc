@@ -39,7 +39,7 @@ std::shared_ptr<const LlamaWeights<CudaQueue>> weights_of(const EngineProblem& p
                                   : receive_weights(queue, cp, wish, *weights);
   EXPECT_TRUE(status.ok()) << status;
   const absl::Status same =
-      compare_weights(queue, *world.groups().world, topology, weights->digest);
+      compare_weights(queue, *world.groups().world, topology, digest_of(queue, *weights));
   EXPECT_TRUE(same.ok()) << same;
   return weights;
 }
