@@ -73,6 +73,7 @@ void dequantise_row(const WeightSource& source, int64_t r, float* out);
 // row, where all of them are that, with one input bound, and n and k are multiples of 16 (what
 // tensor cores multiply); else kBF16.
 WeightFormat format_on_gpu(std::span<const WeightSource> sources, Precision precision);
+int64_t bytes_on_gpu(std::span<const WeightSource> sources, Precision precision);
 
 // A packed [n, k] matrix: y[n] = sum_k w[n, k] x[k]. Panels of kPanel consecutive outputs are
 // contiguous ("granules"), so that a slice of outputs at multiples of kPanel is a view. Move-only

@@ -14,12 +14,8 @@ using kernels::ceil_div;
 using kernels::WeightSource;
 
 int64_t held_bytes(std::span<const WeightSource> sources, const MemoryQuestion& in) {
-  if (!in.gpu) return kernels::PackedMatrix::bytes_of(sources, in.precision);
-  int64_t n = 0;
-  for (const WeightSource& s : sources) n += s.rows;
-  const kernels::WeightFormat format = kernels::format_on_gpu(sources, in.precision);
-  const int64_t scales = format == kernels::WeightFormat::kF8E4M3 ? n * 4 : 0;
-  return n * sources.front().cols * kernels::block_of(format).bytes + scales;
+  return in.gpu ? kernels::bytes_on_gpu(sources, in.precision)
+                : kernels::PackedMatrix::bytes_of(sources, in.precision);
 }
 
 int64_t weight_bytes(const Checkpoint& checkpoint, const MemoryQuestion& in) {

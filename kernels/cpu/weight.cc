@@ -232,6 +232,14 @@ PackedMatrix PackedMatrix::room(std::span<const WeightSource> sources, Precision
   return packed;
 }
 
+int64_t bytes_on_gpu(std::span<const WeightSource> sources, Precision precision) {
+  const WeightFormat format = format_on_gpu(sources, precision);
+  int64_t n = 0;
+  for (const WeightSource& source : sources) n += source.rows;
+  const int64_t scale = format == WeightFormat::kF8E4M3 ? 4 : 0;  // of a row
+  return n * (sources[0].cols * block_of(format).bytes + scale);
+}
+
 PackedMatrix PackedMatrix::pack(std::span<const WeightSource> sources, Precision precision,
                                 CpuQueue* queue) {
   PackedMatrix packed = room(sources, precision);

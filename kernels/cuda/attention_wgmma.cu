@@ -399,7 +399,11 @@ void enqueue(CudaQueue& queue, std::span<const Segment> segments, ConstTensor q,
   if (real.empty()) return;
   constexpr int kBytes = sizeof(Memory<S>);
   static_assert(kBytes <= 227 << 10, "a block has 227 KiB of shared memory");
-  allow_memory(attend_warpgroups<S>, kBytes);
+  static const bool allowed = [] {
+    allow_memory(attend_warpgroups<S>, kBytes);
+    return true;
+  }();
+  static_cast<void>(allowed);
   const CudaQueue::Mark mark(queue);
   const WorkPlan plan =
       plan_work(queue, real, format, acc, {S::kRows, S::kKeys, queue.multiprocessors()}, splits);

@@ -47,14 +47,6 @@ CudaMatrix CudaMatrix::room(std::span<const WeightSource> sources, Precision pre
   return out;
 }
 
-int64_t CudaMatrix::bytes_of(std::span<const WeightSource> sources, Precision precision) {
-  CudaMatrix shape;
-  shape.format_ = format_on_gpu(sources, precision);
-  shape.k_ = sources[0].cols;
-  for (const WeightSource& source : sources) shape.n_ += source.rows;
-  return shape.bytes();
-}
-
 CudaMatrix CudaMatrix::load(CudaQueue& queue, std::span<const WeightSource> sources,
                             Precision precision) {
   CudaMatrix out = room(sources, precision);

@@ -23,7 +23,9 @@ class CudaMatrix {
   // As load() makes it, save for its contents: for weights that another rank has.
   static CudaMatrix room(std::span<const WeightSource> sources, Precision precision);
   // What load() would hold.
-  static int64_t bytes_of(std::span<const WeightSource> sources, Precision precision);
+  static int64_t bytes_of(std::span<const WeightSource> sources, Precision precision) {
+    return bytes_on_gpu(sources, precision);
+  }
 
   WeightFormat format() const { return format_; }
   int64_t n() const { return n_; }
