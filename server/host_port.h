@@ -12,4 +12,9 @@ inline std::string join_host_port(const std::string& host, int port) {
   return (bare_ipv6 ? "[" + host + "]" : host) + ":" + std::to_string(port);
 }
 
+// The address of every interface: one to listen on, none to connect to.
+inline bool is_wildcard(const std::string& host) {
+  return host == "0.0.0.0" || host == "::";
+}
+
 }  // namespace annulus::server

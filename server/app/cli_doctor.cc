@@ -48,16 +48,7 @@ int doctor(DoctorFlags& flags) {
   if (!isa.ok()) return refuse(isa.status().message());
   ranks.isa = std::min(*isa, kernels::detect_cpu_isa());
   ranks.local_workers = flags.workers == "local";
-  const char* known = std::getenv("ANNULUS_SECRET");
-  ranks.secret_is_known = known != nullptr && *known != '\0' && ranks.secret == known;
-  if (ranks.local_workers) {
-    if (const auto able = check_local_device(ranks); !able.ok()) return refuse(able.message());
-  }
-  if (ranks.threads == 0) {
-    const bool here = ranks.local_workers || ranks.control_host == "127.0.0.1";
-    ranks.threads = default_threads(here ? ranks.topology.world() : 1,
-                                    static_cast<int>(allowed_cores().size()));
-  }
+  if (const auto able = prepare_ranks(ranks); !able.ok()) return refuse(able.message());
   return run_doctor(flags.config);
 }
 
@@ -79,7 +70,8 @@ void add_doctor(CLI::App& app, Command& run) {
       ->check(CLI::IsMember({"cpu", "cuda"}));
   option("--cpu-isa", flags->cpu_isa,
          "cap on instructions: auto, portable, avx2, avx512, avx512-bf16");
-  option("--threads", ranks.threads, "threads of each rank; 0: cores / ranks")
+  option("--threads", ranks.threads,
+         "threads of each rank; 0: the cores that this host or container gives / ranks")
       ->check(CLI::Range(0, 4096));
   option("--workers", flags->workers,
          "local: started here; external: they attach, their commands are printed")

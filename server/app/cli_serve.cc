@@ -15,6 +15,7 @@
 #include "parallel/sharding.h"
 #include "server/app/cli_commands.h"
 #include "server/app/config.h"
+#include "server/app/cores.h"
 #include "server/app/host_ranks.h"
 #include "server/app/launcher.h"
 #include "server/app/serve.h"
@@ -160,19 +161,7 @@ int serve(ServeFlags& flags) {
   config.device = flags.model.device;
   config.local_workers = flags.workers == "local";
   config.weights = *parse_weight_policy(flags.weights);
-  const char* known = std::getenv("ANNULUS_SECRET");
-  config.secret_is_known = known != nullptr && *known != '\0' && config.secret == known;
-  if (config.local_workers) {
-    if (const auto able = check_local_device(config); !able.ok()) {
-      return refuse("serve", able.message());
-    }
-  }
-  if (config.threads == 0) {
-    // Workers that attach over the loopback share this machine; of others each has its own.
-    const bool here = config.local_workers || config.control_host == "127.0.0.1";
-    config.threads = default_threads(here ? config.topology.world() : 1,
-                                     static_cast<int>(allowed_cores().size()));
-  }
+  if (const auto able = prepare_ranks(config); !able.ok()) return refuse("serve", able.message());
   return run_serve(config);
 }
 
@@ -222,9 +211,8 @@ int work_as_host(const WorkerFlags& flags) {
   }
   HostRanks host;
   host.arguments = own_command();
-  const int threads = options.threads > 0
-                          ? options.threads
-                          : default_threads(flags.ranks, static_cast<int>(allowed_cores().size()));
+  const int threads =
+      options.threads > 0 ? options.threads : default_threads(flags.ranks, usable_cores());
   for (const std::string& last :
        {std::string("--ranks"), std::string("1"), std::string("--connect"), options.connect,
         std::string("--threads"), absl::StrCat(threads)}) {
@@ -260,7 +248,7 @@ int work(WorkerFlags& flags) {
   if (!isa.ok()) return refuse("worker", isa.status().message());
   options.isa = std::min(*isa, kernels::detect_cpu_isa());
   options.cuda = flags.model.device == "cuda";
-  if (options.threads == 0) options.threads = static_cast<int>(allowed_cores().size());
+  if (options.threads == 0) options.threads = usable_cores();
   options.orphan_timeout = absl::Seconds(flags.orphan_timeout_s);
   options.drain_timeout = absl::Seconds(flags.drain_timeout_s);
   options.max_message_bytes = int64_t{flags.max_message_mib} << 20;
@@ -287,7 +275,8 @@ void add_serve(CLI::App& app, Command& run) {
   option("--attention", flags->attention,
          "auto (the fastest at each step), pass-kv, pass-q, gather-q");
   option("--precision", flags->precision, "default (weights as in the file, bf16 KV) or fp32");
-  option("--threads", config.threads, "threads of each rank; 0: cores / ranks")
+  option("--threads", config.threads,
+         "threads of each rank; 0: the cores that this host or container gives / ranks")
       ->check(CLI::Range(0, 4096));
   option("--workers", flags->workers,
          "local: started here; external: they attach, their commands are printed")
@@ -367,7 +356,9 @@ void add_worker(CLI::App& app, Command& run) {
                    "the front end's; arguments can be read by others on this machine: rather set "
                    "ANNULUS_SECRET")
       ->envname("ANNULUS_SECRET");
-  worker_app->add_option("--threads", options.threads, "threads of each rank; 0: cores / ranks")
+  worker_app
+      ->add_option("--threads", options.threads,
+                   "threads of each rank; 0: the cores that this host or container gives / ranks")
       ->check(CLI::Range(0, 4096))
       ->take_last()
       ->capture_default_str();

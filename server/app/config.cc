@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/app/config.h"
 
-#include <sched.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
@@ -23,33 +22,6 @@ std::string default_model_path() {
                                ? std::string(cache)
                                : absl::StrCat(home != nullptr ? home : "", "/.cache");
   return absl::StrCat(base, "/annulus/models/SmolLM2-135M-Instruct.Q4_1.gguf");
-}
-
-std::vector<int> allowed_cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  std::vector<int> cores;
-  if (sched_getaffinity(0, sizeof(set), &set) != 0) return {0};
-  for (int core = 0; core < CPU_SETSIZE; ++core) {
-    if (CPU_ISSET(static_cast<size_t>(core), &set)) cores.push_back(core);
-  }
-  return cores;
-}
-
-int default_threads(int ranks, int cores) {
-  return std::max(1, cores / std::max(1, ranks));
-}
-
-std::vector<std::vector<int>> cores_of_ranks(int ranks, int threads,
-                                             const std::vector<int>& cores) {
-  std::vector<std::vector<int>> out(static_cast<size_t>(ranks));
-  if (int64_t{ranks} * threads > static_cast<int64_t>(cores.size())) return out;
-  auto next = cores.begin();
-  for (std::vector<int>& own : out) {
-    own.assign(next, next + threads);
-    next += threads;
-  }
-  return out;
 }
 
 absl::StatusOr<kernels::Precision> parse_precision(const std::string& text) {

@@ -55,15 +55,6 @@ struct ServeConfig {
 // $XDG_CACHE_HOME or ~/.cache, then annulus/models/SmolLM2-135M-Instruct.Q4_1.gguf.
 std::string default_model_path();
 
-// Cores this process may run on.
-std::vector<int> allowed_cores();
-
-// cores / ranks, at least 1.
-int default_threads(int ranks, int cores);
-
-// The cores of each rank where every thread can have its own, else empty lists: not pinned.
-std::vector<std::vector<int>> cores_of_ranks(int ranks, int threads, const std::vector<int>& cores);
-
 absl::StatusOr<kernels::Precision> parse_precision(const std::string& text);
 const char* name(kernels::Precision precision);
 absl::StatusOr<std::optional<parallel::Variant>> parse_attention(const std::string& text);

@@ -16,7 +16,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "server/app/config.h"
+#include "server/app/cores.h"
 #include "server/examination.h"
 
 namespace annulus::server {
@@ -35,20 +35,6 @@ std::string read_line(const std::string& path) {
 
 std::string cpu_folder(int core) {
   return absl::StrCat("/sys/devices/system/cpu/cpu", core, "/");
-}
-
-// The folders of this process's cgroup (version 2) and of those above it.
-std::vector<std::string> cgroups() {
-  std::vector<std::string> out;
-  std::ifstream in("/proc/self/cgroup");
-  for (std::string line; std::getline(in, line);) {
-    if (!line.starts_with("0::")) continue;
-    for (fs::path path = line.substr(3);; path = path.parent_path()) {
-      out.push_back(absl::StrCat("/sys/fs/cgroup", path.string()));
-      if (!path.has_relative_path()) break;
-    }
-  }
-  return out;
 }
 
 // "processor", "cpu MHz" and "model name" of /proc/cpuinfo, of these cores.
@@ -136,7 +122,7 @@ HostFacts::Counters HostFacts::count() const {
       out.waited_us += waited * 1e-3;
     }
   }
-  for (const std::string& cgroup : cgroups()) {
+  for (const std::string& cgroup : cgroup_folders()) {
     const auto us =
         static_cast<double>(value_in(read_text(cgroup + "/cpu.stat"), "throttled_usec"));
     out.throttled_us = std::max(out.throttled_us, us);

@@ -4,27 +4,40 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "parallel/comm_ucx.h"
+#include "server/app/cores.h"
 #include "server/app/device.h"
 #include "server/host_port.h"
 
 namespace annulus::server {
 namespace {
 
-bool is_wildcard(const std::string& host) {
-  return host == "0.0.0.0" || host == "::";
+// FailedPrecondition where this host cannot be all ranks of the config's device.
+absl::Status check_local_device(const ServeConfig& config) {
+  if (config.device != "cuda") return absl::OkStatus();
+  const auto gpu = make_cuda_device(0);
+  if (!gpu.ok()) return gpu.status();
+  if (auto ready = (*gpu)->ready_for(config.topology); !ready.ok()) return ready;
+  if (config.topology.world() <= cuda_device_count()) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat(config.topology.world(), " ranks need as many GPUs; this host has ",
+                   cuda_device_count(), ": lower --tp or --cp, or use --workers external"));
 }
 
 }  // namespace
 
 LocalWorkers::Options local_workers(const ServeConfig& config, int control_port) {
   const int world = config.topology.world();
-  const auto cores = cores_of_ranks(world, config.threads, allowed_cores());
+  const std::vector<int> allowed = allowed_cores();
+  // What a quota allows may be any of the cores: other containers would pin theirs to the same.
+  const bool ours = usable_cores() == std::ssize(allowed);
+  const auto cores = cores_of_ranks(world, config.threads, ours ? allowed : std::vector<int>());
   // The wildcard address is no place to connect to.
   const std::string host = is_wildcard(config.control_host) ? "127.0.0.1" : config.control_host;
   const std::string address = join_host_port(host, control_port);
@@ -64,15 +77,15 @@ void print_external_commands(const ServeConfig& config, int control_port) {
   std::fflush(stdout);
 }
 
-absl::Status check_local_device(const ServeConfig& config) {
-  if (config.device != "cuda") return absl::OkStatus();
-  const auto gpu = make_cuda_device(0);
-  if (!gpu.ok()) return gpu.status();
-  if (auto ready = (*gpu)->ready_for(config.topology); !ready.ok()) return ready;
-  if (config.topology.world() <= cuda_device_count()) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      absl::StrCat(config.topology.world(), " ranks need as many GPUs; this host has ",
-                   cuda_device_count(), ": lower --tp or --cp, or use --workers external"));
+absl::Status prepare_ranks(ServeConfig& config) {
+  const char* known = std::getenv("ANNULUS_SECRET");
+  config.secret_is_known = known != nullptr && *known != '\0' && config.secret == known;
+  if (config.threads == 0) {
+    // Workers that attach over the loopback share this machine; of others each has its own.
+    const bool here = config.local_workers || config.control_host == "127.0.0.1";
+    config.threads = default_threads(here ? config.topology.world() : 1, usable_cores());
+  }
+  return config.local_workers ? check_local_device(config) : absl::OkStatus();
 }
 
 }  // namespace annulus::server

@@ -8,22 +8,6 @@
 namespace annulus::server {
 namespace {
 
-TEST(Config, RanksShareTheCores) {
-  EXPECT_EQ(default_threads(1, 8), 8);
-  EXPECT_EQ(default_threads(3, 8), 2);
-  EXPECT_EQ(default_threads(4, 2), 1);
-}
-
-TEST(Config, RanksArePinnedWhereEachThreadHasACore) {
-  using Cores = std::vector<std::vector<int>>;
-  EXPECT_EQ(cores_of_ranks(2, 2, {0, 1, 4, 5, 6}), (Cores{{0, 1}, {4, 5}}));
-  EXPECT_EQ(cores_of_ranks(3, 1, {0, 1}), (Cores{{}, {}, {}}));
-}
-
-TEST(Config, ThisProcessHasACore) {
-  EXPECT_FALSE(allowed_cores().empty());
-}
-
 TEST(Config, AttentionAndPrecisionNameTheirValues) {
   EXPECT_FALSE(parse_attention("auto")->has_value());
   EXPECT_EQ(**parse_attention("pass-q"), parallel::Variant::kPassQ);
