@@ -101,8 +101,7 @@ CudaQueue::CudaQueue(int device) {
   check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream");
   check_cuda(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device),
              "the size of the GPU");
-  // What went wrong is found by finish().
-  phases_.settle_with([this] { cudaStreamSynchronize(stream_); });
+  phases_.settle_with([this] { settle(); });
 }
 
 CudaQueue::~CudaQueue() {
@@ -141,6 +140,21 @@ void CudaQueue::fill(std::byte* to, std::byte value, int64_t bytes) {
   if (bytes == 0) return;
   check_cuda(cudaMemsetAsync(to, std::to_integer<int>(value), static_cast<size_t>(bytes), stream_),
              "a fill");
+}
+
+// Ends also where peers are lost: polling says so, and finish() will say it to whoever waits there.
+void CudaQueue::settle() {
+  using Clock = std::chrono::steady_clock;
+  for (Clock::time_point polled = Clock::now(); cudaStreamQuery(stream_) == cudaErrorNotReady;) {
+    const Clock::time_point now = Clock::now();
+    if (!poll_ || now - polled < kPollEvery) continue;
+    try {
+      poll_();
+    } catch (const DeviceError&) {
+      return;
+    }
+    polled = now;
+  }
 }
 
 void CudaQueue::finish(std::chrono::steady_clock::time_point deadline) {

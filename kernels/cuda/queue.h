@@ -143,6 +143,7 @@ class CudaQueue {
 
  private:
   void read(void* to, const void* from, int64_t bytes);
+  void settle();  // what was enqueued has run, or never will
 
   cudaStream_t stream_ = nullptr;
   int multiprocessors_ = 0;
