@@ -105,7 +105,7 @@ void run(CpuQueue& queue, const Case& c, double seconds, const Peaks& peaks) {
   const double pairs = double(c.n_new) * c.n_cached + 0.5 * c.n_new * (c.n_new + 1.0);
   const double gflops = 4 * pairs * c.heads * c.head_dim / median * 1e-3;
   const double gbytes = double(n_keys) * static_cast<double>(format.row_bytes()) / median * 1e-3;
-  const bool pairs_dot = c.dtype == DType::kBF16 && queue.isa() == CpuIsa::kAvx512Bf16;
+  const bool pairs_dot = c.dtype == DType::kBF16 && queue.isa() >= CpuIsa::kAvx512Bf16;
   const double error = worst_error(queries, segment, format, static_cast<double>(scale), acc);
   std::printf("%6d %7d %3d/%-2d %4d %5s %11.1f %11.1f %11.1f %9.1f %6.1f %8.2f %6.1f %9.1e\n",
               c.n_new, c.n_cached, c.heads, c.kv_heads, c.head_dim, name(c.dtype), us.front(),
@@ -123,7 +123,7 @@ int bench_attention(int argc, char** argv) {
   double seconds = 0.5;
   std::string isa_text = "auto";
   app.add_option("--threads", threads, "threads of the queue")->check(CLI::Range(1, 1024));
-  app.add_option("--cpu-isa", isa_text, "portable, avx2, avx512, avx512-bf16 or auto");
+  app.add_option("--cpu-isa", isa_text, "portable, avx2, avx512, avx512-bf16, amx or auto");
   app.add_option("--seconds", seconds, "measured time per row")->check(CLI::Range(0.0, 3600.0));
   if (const auto code = parse_or_exit(app, argc, argv)) return *code;
   const auto isa = parse_cpu_isa(isa_text);

@@ -125,7 +125,7 @@ void run_layer(CpuQueue& queue, const Options& options, const Peaks& peaks, cons
       std::any_of(options.rows.begin(), options.rows.end(), [](int64_t m) { return m <= 16; });
   while (streams && static_cast<int64_t>(copies.size()) * weight_bytes < kStreamed)
     copies.push_back(PackedMatrix::pack({&weights.source, 1}, format.precision));
-  const bool dot = queue.isa() == CpuIsa::kAvx512Bf16 && format.precision == Precision::kDefault;
+  const bool dot = queue.isa() >= CpuIsa::kAvx512Bf16 && format.precision == Precision::kDefault;
   for (int64_t m : options.rows) {
     std::mt19937 random(2);
     std::normal_distribution<float> normal;
@@ -165,7 +165,7 @@ int bench_gemm(int argc, char** argv) {
   app.add_option("--threads", options.threads, "threads of the queue")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
-  app.add_option("--cpu-isa", options.isa, "portable, avx2, avx512, avx512-bf16 or auto")
+  app.add_option("--cpu-isa", options.isa, "portable, avx2, avx512, avx512-bf16, amx or auto")
       ->capture_default_str();
   app.add_option("--seconds", options.seconds, "measured time per row of the table")
       ->check(CLI::Range(0.0, 3600.0))

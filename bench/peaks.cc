@@ -22,6 +22,7 @@ namespace portable = kernels::portable;
 namespace avx2 = kernels::avx2;
 namespace avx512 = kernels::avx512;
 namespace avx512_bf16 = kernels::avx512_bf16;
+namespace amx = kernels::amx;
 #endif
 
 // Best rate of several runs of work() on every thread; amount: of one thread's work.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bench/peaks_kernels.h"
+#include "kernels/cpu/amx.h"
 #include "kernels/cpu/vec.h"
 
 namespace annulus::kernels::ANNULUS_ISA {
@@ -35,7 +36,33 @@ void fma_loop(float* x, int64_t iterations) {
       x, iterations, [&](Vec sum) __attribute__((always_inline)) { return fma(a, b, sum); });
 }
 
-#if defined(ANNULUS_HAS_BF16_DOT)
+#if defined(ANNULUS_HAS_AMX)
+// Four tiles of sums, in turn; an iteration is two products.
+void dot_loop(float* x, int64_t iterations) {
+  static constexpr TileConfig kConfig = tile_config(kAmxRows);
+  alignas(64) float sums[kAmxRows * 16], a[kAmxRows * 16];
+  for (float& value : a) value = x[0];
+  tile_fence();
+  _tile_loadconfig(&kConfig);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_loadd(4, a, 64);
+  _tile_loadd(5, a, 64);
+  for (int64_t n = 0; n < iterations; n += 2) {
+    _tile_dpbf16ps(0, 4, 5);
+    _tile_dpbf16ps(1, 4, 5);
+    _tile_dpbf16ps(2, 4, 5);
+    _tile_dpbf16ps(3, 4, 5);
+  }
+  _tile_stored(0, sums, 64);
+  _tile_release();
+  tile_fence();
+  x[0] += sums[0];
+}
+constexpr double kDotFlops = 2.0 * 2 * kAmxRows * kAmxOutputs * kAmxInputs;
+#elif defined(ANNULUS_HAS_BF16_DOT)
 void dot_loop(float* x, int64_t iterations) {
   Pairs a = load_pairs(reinterpret_cast<const bf16*>(x));
   Pairs b = load_pairs(reinterpret_cast<const bf16*>(x + 16));

@@ -4,8 +4,8 @@
 // Tensors   q, K, V in the dtype of the cache, where they lie; scores, sums and o in fp32.
 // Mapping   one block per call and thread. M = query rows x heads of the group.
 // Tiles     64 keys. Tiled: K transposed to [words][64] and V to [words][columns], shared by the
-//           panels of 6 rows. Few rows: K and V read in place, scores of all KV heads in
-//           the order of addresses, 16 keys at a time.
+//           panels of 6 or 16 rows (attention_panels.h). Few rows: K and V read in place, scores of
+//           all KV heads in the order of addresses, 16 keys at a time.
 // Numerics  products of bf16 accumulate in fp32 (vdpbf16ps: P rounds to bf16; without it K, V and q
 //           widen to fp32 and P stays). Sums of P are fp32, unrounded. A row's maximum starts at
 //           -inf; while it is, nothing visible was seen and the shift is 0, so exp gives 0, no NaN.
@@ -13,85 +13,30 @@
 // Limits    head_dim % 8 == 0 (few: % 32), checked by attention.cc.
 #include "kernels/cpu/attention_fetch.h"
 #include "kernels/cpu/attention_kernels.h"
+#include "kernels/cpu/attention_panels.h"
 #include "kernels/cpu/attention_rows.h"
 #include "kernels/cpu/attention_tiles.h"
 
 namespace annulus::kernels::ANNULUS_ISA {
 namespace {
 
-// c[R, 16 NV] = c * correction + P V for columns [column, column + 16 NV).
-template <class Dot, int R, int NV, class B>
-ANNULUS_INLINE void accumulate(float* c, int64_t c_stride, const float* correction, const float* p,
-                               const B& b) {
-  // A tile's sum begins at zero: rounding errors grow with 64 + tiles, not with the keys.
-  Vec acc[R][NV];
-  ANNULUS_UNROLL
-  for (int r = 0; r < R; ++r) {
-    ANNULUS_UNROLL
-    for (int n = 0; n < NV; ++n) acc[r][n] = zero();
-  }
-  multiply<Dot>(reinterpret_cast<const typename Dot::Element*>(p), kTile * Dot::kPerWord, b,
-                kTile / Dot::kPerWord, acc);
-  ANNULUS_UNROLL
-  for (int r = 0; r < R; ++r) {
-    const Vec factor = set1(correction[r]);
-    ANNULUS_UNROLL
-    for (int n = 0; n < NV; ++n) {
-      float* at = c + r * c_stride + 16 * n;
-      store(at, fma(load(at), factor, acc[r][n]));
-    }
-  }
-}
-
-template <class Dot>
-ANNULUS_INLINE void score_panel(const typename Dot::Element* q, int32_t words,
-                                const typename Dot::Element* k, float* scores) {
-  for (int c = 0; c < kTile; c += 16 * kColumns) {
-    Vec acc[kPanel][kColumns];
-    ANNULUS_UNROLL
-    for (int r = 0; r < kPanel; ++r) {
-      ANNULUS_UNROLL
-      for (int n = 0; n < kColumns; ++n) acc[r][n] = zero();
-    }
-    multiply<Dot>(q, words * Dot::kPerWord,
-                  PackedB<Dot>{k + c * Dot::kPerWord, kTile * Dot::kPerWord}, words, acc);
-    ANNULUS_UNROLL
-    for (int r = 0; r < kPanel; ++r) {
-      ANNULUS_UNROLL
-      for (int n = 0; n < kColumns; ++n) store(scores + r * kTile + c + 16 * n, acc[r][n]);
-    }
-  }
-}
-
-template <class Dot>
-ANNULUS_INLINE void output_panel(float* o, int32_t columns, const float* correction,
-                                 const float* scores, const typename Dot::Element* v) {
-  int32_t c = 0;
-  const auto b = [&](int32_t column) __attribute__((always_inline)) {
-    return PackedB<Dot>{v + column * Dot::kPerWord, int64_t{columns} * Dot::kPerWord};
-  };
-  for (; c + 16 * kColumns <= columns; c += 16 * kColumns)
-    accumulate<Dot, kPanel, kColumns>(o + c, columns, correction, scores, b(c));
-  if constexpr (kColumns > 1) {
-    for (; c < columns; c += 16)
-      accumulate<Dot, kPanel, 1>(o + c, columns, correction, scores, b(c));
-  }
-}
-
 template <class Dot, class E>
 void attend_tiled(const AttendBlock& block, std::byte* scratch) {
   using Element = typename Dot::Element;
+  using Panels = PanelsOf<Dot>;
+  constexpr int32_t kRows = Panels::kRows, kPanels = Panels::kAtOnce;
   Scratch s;
   const int32_t m = block.rows * block.group, d = block.head_dim;
   layout(m, d, scratch, s);
   const int32_t real_words = d / Dot::kPerWord, words = round_up(real_words, 16);
-  const int32_t columns = round_up(d, 16), panels = (m + kPanel - 1) / kPanel;
+  const int32_t columns = round_up(d, 16), panels = (m + kRows - 1) / kRows;
   begin<Dot, E>(block, s, words);
   auto* q = reinterpret_cast<Element*>(s.q);
   auto* k = reinterpret_cast<Element*>(s.k);
   auto* v = reinterpret_cast<Element*>(s.v);
   const Bounds all = bounds(s.rows.position, 0, m);
 
+  Panels::begin();
   KeyTile tile;
   int64_t work = 0;
   for (int32_t first = block.first_key; first < block.last_key; first += kTile) {
@@ -114,26 +59,25 @@ void attend_tiled(const AttendBlock& block, std::byte* scratch) {
                                 v + int64_t{w} * columns * Dot::kPerWord);
 
     // Groups of panels, so that K, then V, stay in the first cache.
-    for (int32_t group = 0; group < panels; group += kGroupRows / kPanel) {
-      const int32_t end =
-          group + kGroupRows / kPanel < panels ? group + kGroupRows / kPanel : panels;
-      bool hidden[kGroupRows / kPanel];
+    for (int32_t group = 0; group < panels; group += kPanels) {
+      const int32_t end = group + kPanels < panels ? group + kPanels : panels;
+      bool hidden[kPanels];
       for (int32_t panel = group; panel < end; ++panel) {
-        const int32_t row = panel * kPanel, last = row + kPanel < m ? row + kPanel : m;
+        const int32_t row = panel * kRows, last = row + kRows < m ? row + kRows : m;
         const Bounds seen = bounds(s.rows.position, row, last);
-        float* scores = s.scores + (panel - group) * kPanel * kTile;
+        float* scores = s.scores + (panel - group) * kRows * kTile;
         hidden[panel - group] = tile.lowest > seen.highest;
         if (hidden[panel - group]) continue;
-        score_panel<Dot>(q + int64_t{row} * words * Dot::kPerWord, words, k, scores);
+        Panels::score(q + int64_t{row} * words * Dot::kPerWord, words, k, scores);
         const bool masked = tile.highest > seen.lowest;
-        for (int r = 0; r < kPanel; ++r)
+        for (int r = 0; r < kRows; ++r)
           soften<Dot>(scores + r * kTile, masked, tile, block.scale, s.rows, row + r);
       }
       for (int32_t panel = group; panel < end; ++panel) {
         if (hidden[panel - group]) continue;
-        const int32_t row = panel * kPanel;
-        output_panel<Dot>(s.o + int64_t{row} * columns, columns, s.rows.correction + row,
-                          s.scores + (panel - group) * kPanel * kTile, v);
+        const int32_t row = panel * kRows;
+        Panels::output(s.o + int64_t{row} * columns, columns, s.rows.correction + row,
+                       s.scores + (panel - group) * kRows * kTile, v);
       }
     }
     work += int64_t{m} * kTile;
@@ -142,6 +86,7 @@ void attend_tiled(const AttendBlock& block, std::byte* scratch) {
       block.poll(block.poll_context);
     }
   }
+  Panels::end();
   finish(block, s.rows, s.o, columns);
 }
 

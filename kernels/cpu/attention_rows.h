@@ -4,6 +4,7 @@
 // the merge into the result. Included by attention_impl.cc only; it states the numerics.
 #pragma once
 
+#include "kernels/cpu/amx.h"
 #include "kernels/cpu/attention_kernels.h"
 #include "kernels/cpu/attention_tiles.h"
 
@@ -12,7 +13,6 @@ extern "C" float log1pf(float);
 
 namespace annulus::kernels::ANNULUS_ISA {
 
-inline constexpr int kPanel = 6;
 inline constexpr float kMinusInfinity = -__builtin_inff();
 #if defined(__AVX512F__)
 inline constexpr int32_t kBlockRows = 192;
@@ -25,6 +25,14 @@ inline constexpr int64_t kPollWork = kBlockRows * kTile / 2;  // rows x keys bet
 
 ANNULUS_INLINE int32_t round_up(int32_t n, int32_t to) {
   return (n + to - 1) / to * to;
+}
+
+// Rows that have room and state: panels of any kind (attention_panels.h) are whole.
+ANNULUS_INLINE int32_t padded_rows(int32_t m) {
+#if defined(ANNULUS_HAS_AMX)
+  m = round_up(m, kAmxRows);
+#endif
+  return round_up(m, 6);
 }
 
 // The keys [first, first + 64) of a block, as far as they exist: addresses of their rows (another
@@ -170,10 +178,10 @@ struct Scratch {
   std::byte *q, *k, *v;
 };
 
-inline constexpr int32_t kGroupRows = 4 * kPanel;
+inline constexpr int32_t kGroupRows = 64;  // whose scores are held at once
 
 ANNULUS_INLINE int64_t layout(int32_t m, int32_t head_dim, std::byte* base, Scratch& s) {
-  const int64_t rows = round_up(m, kPanel), columns = round_up(head_dim, 16);
+  const int64_t rows = padded_rows(m), columns = round_up(head_dim, 16);
   int64_t used = 0;
   const auto take = [&](int64_t words) __attribute__((always_inline)) {
     std::byte* p = base + used;
@@ -203,7 +211,7 @@ template <class Dot, class E>
 ANNULUS_INLINE void begin(const AttendBlock& block, const Scratch& s, int32_t stride_words) {
   const int32_t m = block.rows * block.group * block.kv_heads;
   const int32_t words = block.head_dim / Dot::kPerWord, columns = round_up(block.head_dim, 16);
-  for (int32_t i = 0; i < round_up(m, kPanel); ++i) {
+  for (int32_t i = 0; i < padded_rows(m); ++i) {
     auto* out = reinterpret_cast<float*>(s.q) + int64_t{i} * stride_words;
     const auto* row =
         reinterpret_cast<const E*>(block.q + row_of(block, i) * block.q_stride_bytes) +

@@ -7,6 +7,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace annulus::kernels {
@@ -22,6 +26,22 @@ uint64_t saved_state() {
   return (uint64_t{high} << 32) | low;
 }
 
+// AMX with bf16. Its registers are 8 KiB: Linux gives them to a process that has asked (Linux
+// Documentation/arch/x86/xstate.rst), for all its threads, those of now and those to come.
+bool amx_for_all_threads(uint64_t state) {
+  constexpr uint64_t kTiles = 0x60000;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if ((state & kTiles) != kTiles || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  if ((d & kBf16) == 0 || (d & kTile) == 0) return false;
+#if defined(__linux__)
+  constexpr long kAskForPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kAskForPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 CpuIsa detect() {
   constexpr uint64_t kYmm = 0x6, kZmm = 0xe6;
   __builtin_cpu_init();
@@ -34,7 +54,8 @@ CpuIsa detect() {
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (!avx512 || (state & kZmm) != kZmm) return CpuIsa::kAvx2;
   bool bf16 = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-  return bf16 ? CpuIsa::kAvx512Bf16 : CpuIsa::kAvx512;
+  if (!bf16) return CpuIsa::kAvx512;
+  return amx_for_all_threads(state) ? CpuIsa::kAmx : CpuIsa::kAvx512Bf16;
 }
 #else
 CpuIsa detect() {
@@ -50,13 +71,14 @@ const char* name(CpuIsa isa) {
     case CpuIsa::kAvx2: return "avx2";
     case CpuIsa::kAvx512: return "avx512";
     case CpuIsa::kAvx512Bf16: return "avx512-bf16";
+    case CpuIsa::kAmx: return "amx";
   }
   return "unknown";
 }
 
 absl::StatusOr<CpuIsa> parse_cpu_isa(std::string_view text) {
   if (text == "auto") return detect_cpu_isa();
-  for (CpuIsa isa : {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16})
+  for (const CpuIsa isa : kCpuIsas)
     if (text == name(isa)) {
       if (isa <= detect_cpu_isa()) return isa;
       return absl::FailedPreconditionError(absl::StrCat(
@@ -64,7 +86,7 @@ absl::StatusOr<CpuIsa> parse_cpu_isa(std::string_view text) {
     }
   return absl::InvalidArgumentError(
       absl::StrCat("unknown CPU ISA '", absl::string_view(text.data(), text.size()),
-                   "': use auto, portable, avx2, avx512 or avx512-bf16"));
+                   "': use auto, portable, avx2, avx512, avx512-bf16 or amx"));
 }
 
 CpuIsa detect_cpu_isa() {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How one kernel source becomes four. `<op>_impl.cc` is compiled once per instruction set with its
+// How one kernel source becomes five. `<op>_impl.cc` is compiled once per instruction set with its
 // own flags (kernels/CMakeLists.txt) and ANNULUS_ISA naming the namespace that holds everything it
 // defines; it exports one const table of function pointers, declared for all ISAs by
 // ANNULUS_DECLARE_PER_ISA in the op's internal header and chosen by ANNULUS_SELECT_ISA in
@@ -22,9 +22,11 @@
   namespace portable { extern const Type table; }          \
   namespace avx2 { extern const Type table; }              \
   namespace avx512 { extern const Type table; }            \
-  namespace avx512_bf16 { extern const Type table; }
+  namespace avx512_bf16 { extern const Type table; }       \
+  namespace amx { extern const Type table; }
 #define ANNULUS_SELECT_ISA(isa, table)                     \
-  ((isa) == CpuIsa::kAvx512Bf16 ? avx512_bf16::table       \
+  ((isa) == CpuIsa::kAmx        ? amx::table               \
+   : (isa) == CpuIsa::kAvx512Bf16 ? avx512_bf16::table     \
    : (isa) == CpuIsa::kAvx512   ? avx512::table            \
    : (isa) == CpuIsa::kAvx2     ? avx2::table              \
                                 : portable::table)

@@ -41,10 +41,15 @@ class Matmul {
         packed_(packed_kind(w.format())),
         dot_(kernels_.bf16_dot && packed_ != kTileF32),
         k_(packed_ == kTileBF16 ? w.k() + w.k() % 2 : w.k()),
+        in_rows_(dot_ && kernels_.x_in_rows),
+        width_(in_rows_ ? ceil_div(k_, kBlockK) * kBlockK
+               : dot_   ? k_ + k_ % 2
+                        : k_),
         panels_(ceil_div(w.n(), PackedMatrix::kPanel)),
         panel_stride_(panel_bytes(w.format(), w.k())) {
     one_pass_ = x.rows <= kernels_.tile_rows[packed_];
-    kind_ = kernels_.to_f32[packed_] == nullptr || one_pass_ ? packed_ : kTileF32;
+    decodes_ = !one_pass_ && kernels_.decode[packed_] != nullptr;
+    kind_ = decodes_ ? kernels_.decoded[packed_] : packed_;
     blocks_ = ceil_div(x.rows, kernels_.tile_rows[kind_]);
   }
 
@@ -67,8 +72,7 @@ class Matmul {
       packed_x_ = x_.row<const float>(0);
       return;
     }
-    int64_t width = dot_ ? k_ + k_ % 2 : k_;
-    int64_t bytes = x_.rows * width * (dot_ ? 2 : 4);
+    int64_t bytes = x_.rows * width_ * (dot_ ? 2 : 4);
     auto* to = queue_.scratch<std::byte>(bytes);
     packed_x_ = to;
     if (dot_ && packed_ == kTileQ4_1) sums_ = queue_.scratch<float>(x_.rows * (k_ / kBlockK));
@@ -79,9 +83,9 @@ class Matmul {
       if (dot_) {
         float* sums = sums_ == nullptr ? nullptr : sums_ + first * (k_ / kBlockK);
         kernels_.pack_bf16(from, x_.row_stride, rows, x_.cols,
-                           reinterpret_cast<uint16_t*>(to) + first * width, sums);
+                           reinterpret_cast<uint16_t*>(to) + first * width_, sums);
       } else {
-        float* block_to = reinterpret_cast<float*>(to) + first * width;
+        float* block_to = reinterpret_cast<float*>(to) + first * width_;
         kernels_.pack_f32(from, x_.row_stride, rows, x_.cols, block_to);
         std::fill(block_to + x_.cols * rows, block_to + k_ * rows, 0.0f);
       }
@@ -94,9 +98,10 @@ class Matmul {
 
   MatmulTile tile_at(int64_t block, int64_t panel, int64_t k) const {
     int64_t first = first_row(block), rows = first_row(block + 1) - first;
-    int64_t width = dot_ ? k_ + k_ % 2 : k_;
     MatmulTile t;
-    t.x = static_cast<const std::byte*>(packed_x_) + (first * width + k * rows) * (dot_ ? 2 : 4);
+    const int64_t at = first * width_ + (in_rows_ ? k : k * rows);
+    t.x = static_cast<const std::byte*>(packed_x_) + at * (dot_ ? 2 : 4);
+    t.x_stride_bytes = width_ * 2;
     if (sums_ != nullptr) t.x_sums = sums_ + first * (k_ / kBlockK) + k / kBlockK * rows;
     t.w = w_.data() + panel * panel_stride_ + panel_bytes(w_.format(), k);
     t.panel_stride_bytes = panel_stride_;
@@ -128,24 +133,23 @@ class Matmul {
     int64_t share = panels_ * block_groups / (int64_t{queue_.threads()} * 4);
     int64_t group = std::clamp(share, int64_t{1}, kGroupPanels);
     int64_t panel_groups = ceil_div(panels_, group);
-    const bool decode = kind_ != packed_;
-    const int64_t piece = decode ? kChunkK * PackedMatrix::kPanel : 0;
-    auto* pieces = queue_.scratch<float>(piece * queue_.threads());
+    const int64_t piece = decodes_ ? kChunkK * PackedMatrix::kPanel * 4 : 0;
+    auto* pieces = queue_.scratch<std::byte>(piece * queue_.threads());
     queue_.parallel_for(panel_groups * block_groups, [&](int64_t index, int thread) {
       int64_t first_panel = index % panel_groups * group;
       int64_t end_panel = std::min(first_panel + group, panels_);
       int64_t block_group = index / panel_groups;
       int64_t first_block = block_group * blocks_ / block_groups;
       int64_t end_block = (block_group + 1) * blocks_ / block_groups;
-      float* decoded = pieces + thread * piece;
+      std::byte* decoded = pieces + thread * piece;
       for (int64_t panel = first_panel; panel < end_panel; ++panel)
         for (int64_t k = 0; k < k_; k += kChunkK) {
           int64_t count = std::min(kChunkK, k_ - k);
           for (int64_t block = first_block; block < end_block; ++block) {
             MatmulTile t = tile_at(block, panel, k);
             t.k = count;
-            if (decode && block == first_block) kernels_.to_f32[packed_](t.w, count, decoded);
-            if (decode) t.w = reinterpret_cast<const std::byte*>(decoded);
+            if (decodes_ && block == first_block) kernels_.decode[packed_](t.w, count, decoded);
+            if (decodes_) (kind_ == packed_ ? t.decoded : t.w) = decoded;
             tile(kind_, first_row(block + 1) - first_row(block))(t);
           }
         }
@@ -158,8 +162,10 @@ class Matmul {
   ConstTensor x_;
   const PackedMatrix& w_;
   MatmulKind packed_, kind_ = kTileF32;
-  bool dot_, one_pass_ = false;
-  int64_t k_;  // as packed: even for bf16 weights
+  bool dot_, one_pass_ = false, decodes_ = false;
+  int64_t k_;      // as packed: even for bf16 weights
+  bool in_rows_;   // x
+  int64_t width_;  // of a packed row of x
   int64_t panels_, panel_stride_, blocks_ = 1;
   const void* packed_x_ = nullptr;
   float* sums_ = nullptr;

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Computes  out[r, n] (+)= sum_k x[r, k] w[n, k]
-// Tensors   x packed [k][rows] f32, or [k / 2][rows][2] bf16; w panels of 32 outputs; out f32
+// Tensors   x packed [k][rows] f32, or [k / 2][rows][2] bf16 (AMX: [rows][k]); w panels of 32
+//           outputs; out f32
 // Mapping   one thread a call; one register tile of kRows x kVecs * 16 outputs at a time
 // Tiles     kRows up to 14 (AVX-512), 6 (AVX2), 2 (portable); few rows take more outputs at once,
-//           so that enough independent sums hide the latency of an FMA
+//           so that enough independent sums hide the latency of an FMA. AMX: matmul_amx.h
 // Numerics  matmul_kernels.h
 // Limits    checked in matmul.cc
+#include "kernels/cpu/matmul_amx.h"
 #include "kernels/cpu/matmul_kernels.h"
 #include "kernels/cpu/matmul_weights.h"
 #include "kernels/cpu/vec.h"
@@ -14,20 +16,6 @@ namespace annulus::kernels::ANNULUS_ISA {
 namespace {
 
 #define ANNULUS_LAMBDA __attribute__((always_inline))
-
-template <int kValue>
-struct Constant {
-  static constexpr int value = kValue;
-};
-
-// f(Constant<0>), ..., f(Constant<kCount - 1>)
-template <int kCount, int kFrom = 0, class F>
-ANNULUS_INLINE void unroll(const F& f) {
-  if constexpr (kFrom < kCount) {
-    f(Constant<kFrom>{});
-    unroll<kCount, kFrom + 1>(f);
-  }
-}
 
 #if defined(__AVX512F__)
 constexpr int kTileRows = 14, kDirectRows = 8, kBytesRows = 10;
@@ -110,10 +98,6 @@ ANNULUS_INLINE void prefetch(const MatmulTile& tile, int64_t k, const char* cons
     for (int64_t i = 0; i < Reader::kBlockBytes; i += 64) __builtin_prefetch(w[p] + ahead + i);
 }
 
-// Decoding blocks keeps so many instructions in flight that few loads reach memory early, and their
-// panels end before the hardware's streams get going: they are asked for this far ahead.
-constexpr int64_t kAheadOfBlocks = 4096;
-
 template <class Reader, int kRows, int kVecs>
 void multiply_f32(const MatmulTile& tile, const Place& at) {
   Vec acc[kRows][kVecs];
@@ -155,7 +139,7 @@ void multiply_f32(const MatmulTile& tile, const Place& at) {
   finish(tile, at, acc);
 }
 
-#if defined(ANNULUS_HAS_BF16_DOT)
+#if defined(ANNULUS_HAS_BF16_DOT) && !defined(ANNULUS_HAS_AMX)
 
 // sum += the products of one block.
 template <class Reader, int kRows, int kVecs>
@@ -230,7 +214,7 @@ void multiply_dot(const MatmulTile& tile, const Place& at) {
 
 template <class Reader, bool kDot, int kRows, int kVecs>
 ANNULUS_INLINE void multiply(const MatmulTile& tile, const Place& at) {
-#if defined(ANNULUS_HAS_BF16_DOT)
+#if defined(ANNULUS_HAS_BF16_DOT) && !defined(ANNULUS_HAS_AMX)
   if constexpr (kDot)
     multiply_dot<Reader, kRows, kVecs>(tile, at);
   else
@@ -268,8 +252,9 @@ void tile_panels(const MatmulTile& tile) {
 
 // A whole panel as f32 [k][32].
 template <class Reader>
-void to_f32(const std::byte* panel, int64_t k, float* out) {
+void to_f32(const std::byte* panel, int64_t k, void* decoded) {
   const char* w = reinterpret_cast<const char*>(panel);
+  auto* out = static_cast<float*>(decoded);
   for (; k > 0; k -= Reader::kBlock, w += Reader::kBlockBytes) {
     typename Reader::Scales scales[2] = {Reader::scales(w, 0), Reader::scales(w, 1)};
     for (int step = 0; step < Reader::kBlock / Reader::kStep; ++step)
@@ -350,7 +335,7 @@ void pack_f32(const float* x, int64_t stride, int rows, int64_t k, float* out) {
 
 #endif
 
-#if defined(ANNULUS_HAS_BF16_DOT)
+#if defined(ANNULUS_HAS_BF16_DOT) && !defined(ANNULUS_HAS_AMX)
 
 void pack_bf16(const float* x, int64_t stride, int rows, int64_t k, uint16_t* out, float* sums) {
   const Pairs ones = {reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80))};
@@ -391,7 +376,14 @@ constexpr MatmulKernels make_kernels() {
   MatmulKernels kernels{};
   kernels.pack_f32 = pack_f32;
   fill<ReadF32, false, kTileRows>(kernels, kTileF32);
-#if defined(ANNULUS_HAS_BF16_DOT)
+#if defined(ANNULUS_HAS_AMX)
+  kernels.bf16_dot = kernels.x_in_rows = true;
+  kernels.pack_bf16 = pack_rows;
+  fill_amx_bf16(kernels);
+  fill_amx_blocks<DotQ8_0>(kernels, kTileQ8_0);
+  fill_amx_blocks<DotQ4_0>(kernels, kTileQ4_0);
+  fill_amx_blocks<DotQ4_1>(kernels, kTileQ4_1);
+#elif defined(ANNULUS_HAS_BF16_DOT)
   kernels.bf16_dot = true;
   kernels.pack_bf16 = pack_bf16;
   fill<DotBF16, true, kTileRows>(kernels, kTileBF16);
@@ -403,10 +395,10 @@ constexpr MatmulKernels make_kernels() {
   fill<ReadQ8_0, false, kDirectRows>(kernels, kTileQ8_0);
   fill<ReadQ4_0, false, kDirectRows>(kernels, kTileQ4_0);
   fill<ReadQ4_1, false, kDirectRows>(kernels, kTileQ4_1);
-  kernels.to_f32[kTileBF16] = to_f32<ReadBF16>;
-  kernels.to_f32[kTileQ8_0] = to_f32<ReadQ8_0>;
-  kernels.to_f32[kTileQ4_0] = to_f32<ReadQ4_0>;
-  kernels.to_f32[kTileQ4_1] = to_f32<ReadQ4_1>;
+  kernels.decode[kTileBF16] = to_f32<ReadBF16>;
+  kernels.decode[kTileQ8_0] = to_f32<ReadQ8_0>;
+  kernels.decode[kTileQ4_0] = to_f32<ReadQ4_0>;
+  kernels.decode[kTileQ4_1] = to_f32<ReadQ4_1>;
 #endif
   return kernels;
 }

@@ -8,6 +8,8 @@
 //   bf16 weights, vdpbf16ps:      x to bf16, acc += x[k] w[k] + x[k+1] w[k+1] for each pair
 //   block weights, vdpbf16ps:     x to bf16; q (exact in bf16) times x summed over a block of 32,
 //                                 then acc = fma(d, sum, acc), and for q4_1 fma(m, sum of x, acc)
+//   AMX: the same but for the order within a block of 32 inputs (bf16 weights too): even and odd
+//                                 ones are summed apart from zero, then together, then to acc
 #pragma once
 
 #include <cstddef>
@@ -24,28 +26,35 @@ inline constexpr int kMaxTileRows = 16;
 
 struct MatmulTile {
   const void* x = nullptr;         // packed rows, from the tile's first k
+  int64_t x_stride_bytes = 0;      // from row to row, where x_in_rows
   const float* x_sums = nullptr;   // [k / 32][rows] sums of 32 x each: kTileQ4_1, bf16_dot
   const std::byte* w = nullptr;    // first panel, from the tile's first k
   int64_t panel_stride_bytes = 0;  // from one panel to the next
-  int64_t panels = 0;              // outputs [0, 32 * panels), of which n exist
-  int64_t k = 0;                   // inputs; for block kinds a multiple of 32
-  float* out = nullptr;            // [rows, n]
+  // One panel's weights by decode(), where its kind stays what it is; null: in w only.
+  const std::byte* decoded = nullptr;
+  int64_t panels = 0;    // outputs [0, 32 * panels), of which n exist
+  int64_t k = 0;         // inputs; for block kinds a multiple of 32
+  float* out = nullptr;  // [rows, n]
   int64_t out_stride = 0;
   int64_t n = 0;
   bool accumulate = false;  // out += instead of out =
 };
 
 struct MatmulKernels {
-  bool bf16_dot;              // x is bf16 (pairs) but for kTileF32
+  bool bf16_dot;              // x is bf16 but for kTileF32
+  bool x_in_rows;             // and lies as below, rather than in pairs
   int tile_rows[kTileKinds];  // rows of the largest tile of a kind, <= kMaxTileRows
-  // Packs rows x k of x: f32 [k][rows], or bf16 [(k + 1) / 2][rows][2] with, where sums is not
-  // null, sums [k / 32][rows] of the rounded values.
+  // Packs rows x k of x: f32 [k][rows], or bf16 [(k + 1) / 2][rows][2] (x_in_rows: [rows][k], rows
+  // padded with zeros to a multiple of 32) with, where sums is not null, sums [k / 32][rows] of the
+  // rounded values.
   void (*pack_f32)(const float* x, int64_t stride, int rows, int64_t k, float* out);
   void (*pack_bf16)(const float* x, int64_t stride, int rows, int64_t k, uint16_t* out,
                     float* sums);
-  // k inputs of one panel as f32 [k][32], the packed form of kTileF32: without bf16_dot, decoding
-  // once for many tiles is cheaper than in every tile. Null where tiles of any number decode.
-  void (*to_f32[kTileKinds])(const std::byte* w, int64_t k, float* out);
+  // k inputs of one panel in a form that tiles of the kind `decoded` read (kTileF32: as its packed
+  // form; the same kind: MatmulTile::decoded), at most 4 bytes a weight: decoding once for many
+  // tiles is cheaper than in every tile. Null where tiles of any number decode.
+  void (*decode[kTileKinds])(const std::byte* w, int64_t k, void* out);
+  MatmulKind decoded[kTileKinds];
   // tile[kind][rows - 1]; null where there is none.
   void (*tile[kTileKinds][kMaxTileRows])(const MatmulTile& tile);
 };

@@ -4,12 +4,30 @@
 // half) are those of a block and 16 outputs, w = d q + m. raw(block, step, half) loads what a step
 // needs of them; then either f32<i>(raw, scales) gives the weights of input i of the step, or
 // pairs<i>(raw) those of inputs 2i and 2i + 1 as bf16, still to be scaled. Included by
-// matmul_impl.cc only.
+// matmul_impl.cc and matmul_amx.h.
 #pragma once
 
 #include "kernels/cpu/vec.h"
 
 namespace annulus::kernels::ANNULUS_ISA {
+
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+
+// f(Constant<0>), ..., f(Constant<kCount - 1>)
+template <int kCount, int kFrom = 0, class F>
+ANNULUS_INLINE void unroll(const F& f) {
+  if constexpr (kFrom < kCount) {
+    f(Constant<kFrom>{});
+    unroll<kCount, kFrom + 1>(f);
+  }
+}
+
+// Decoding blocks keeps so many instructions in flight that few loads reach memory early, and their
+// panels end before the hardware's streams get going: they are asked for this far ahead.
+inline constexpr int64_t kAheadOfBlocks = 4096;
 
 ANNULUS_INLINE const uint16_t* halves(const char* block, int half) {
   return reinterpret_cast<const uint16_t*>(block) + half * 16;

@@ -22,8 +22,10 @@
 
 namespace annulus::kernels {
 
-enum class CpuIsa : uint8_t { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
-const char* name(CpuIsa isa);  // "portable", "avx2", "avx512", "avx512-bf16"
+enum class CpuIsa : uint8_t { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx };
+inline constexpr CpuIsa kCpuIsas[] = {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512,
+                                      CpuIsa::kAvx512Bf16, CpuIsa::kAmx};
+const char* name(CpuIsa isa);  // "portable", "avx2", "avx512", "avx512-bf16", "amx"
 absl::StatusOr<CpuIsa> parse_cpu_isa(std::string_view text);  // "auto" is detect_cpu_isa()
 CpuIsa detect_cpu_isa();  // the best this CPU and operating system run
 

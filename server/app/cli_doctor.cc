@@ -69,7 +69,7 @@ void add_doctor(CLI::App& app, Command& run) {
   option("--device", ranks.device, "what a rank computes on: cpu, or cuda (one GPU a rank)")
       ->check(CLI::IsMember({"cpu", "cuda"}));
   option("--cpu-isa", flags->cpu_isa,
-         "cap on instructions: auto, portable, avx2, avx512, avx512-bf16");
+         "cap on instructions: auto, portable, avx2, avx512, avx512-bf16, amx");
   option("--threads", ranks.threads,
          "threads of each rank; 0: the cores that this host or container gives / ranks")
       ->check(CLI::Range(0, 4096));

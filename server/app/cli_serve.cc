@@ -97,7 +97,7 @@ struct ModelFlags {
         ->check(CLI::IsMember({"cpu", "cuda"}))
         ->capture_default_str();
     app.add_option("--cpu-isa", cpu_isa,
-                   "cap on instructions: auto, portable, avx2, avx512, avx512-bf16")
+                   "cap on instructions: auto, portable, avx2, avx512, avx512-bf16, amx")
         ->capture_default_str();
     app.add_option("--log-level", log_level, "trace, debug, info, warn, error, off")
         ->capture_default_str();

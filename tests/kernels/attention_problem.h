@@ -184,7 +184,7 @@ struct Tolerance {
   double o, lse;
 };
 inline Tolerance tolerance(CpuIsa isa, DType dtype) {
-  const bool rounds_p = isa == CpuIsa::kAvx512Bf16 && dtype == DType::kBF16;
+  const bool rounds_p = isa >= CpuIsa::kAvx512Bf16 && dtype == DType::kBF16;
   return {5.5 * (1e-6 + (rounds_p ? 0x1p-9 : 0.0)), 1e-6};
 }
 
@@ -217,7 +217,7 @@ struct Target {
 // Every instruction set that this machine runs, with every dtype.
 inline std::vector<Target> targets() {
   std::vector<Target> all;
-  for (CpuIsa isa : {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16})
+  for (const CpuIsa isa : kCpuIsas)
     for (DType dtype : {DType::kF32, DType::kBF16})
       if (isa <= detect_cpu_isa()) all.push_back({isa, dtype});
   return all;

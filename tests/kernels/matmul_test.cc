@@ -19,7 +19,7 @@ namespace {
 
 std::vector<CpuIsa> isas() {
   std::vector<CpuIsa> all;
-  for (CpuIsa isa : {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16})
+  for (const CpuIsa isa : kCpuIsas)
     if (isa <= detect_cpu_isa()) all.push_back(isa);
   return all;
 }
@@ -109,7 +109,7 @@ TEST_P(MatmulTest, WithinRoundingOfTheReference) {
     double epsilon = static_cast<double>(shape.k + 8) * 0x1p-24;
     if (precision() == Precision::kDefault) {
       if (wide) epsilon += 0x1p-8;
-      if (isa() == CpuIsa::kAvx512Bf16) epsilon += 0x1.02p-8;
+      if (isa() >= CpuIsa::kAvx512Bf16) epsilon += 0x1.02p-8;
     }
     CpuQueue queue(2, isa());
     for (int64_t rows : kRows) {

@@ -184,7 +184,7 @@ TEST_P(VecTest, DotOfPairs) {
 
 std::vector<CpuIsa> isas() {
   std::vector<CpuIsa> all;
-  for (CpuIsa isa : {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16})
+  for (const CpuIsa isa : kCpuIsas)
     if (isa <= detect_cpu_isa()) all.push_back(isa);
   return all;
 }

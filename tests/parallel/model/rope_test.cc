@@ -50,8 +50,7 @@ TEST(Rope, EqualsLongDoubleUpToAMillion) {
 // |x| + |y| each.
 TEST(Rope, RotatesExactlyAroundAMillion) {
   constexpr int32_t kHeadDim = 64, kHeads = 3;
-  for (const kernels::CpuIsa isa : {kernels::CpuIsa::kPortable, kernels::CpuIsa::kAvx2,
-                                    kernels::CpuIsa::kAvx512, kernels::CpuIsa::kAvx512Bf16}) {
+  for (const kernels::CpuIsa isa : kernels::kCpuIsas) {
     if (isa > kernels::detect_cpu_isa()) continue;
     for (const auto pairing : {kernels::RopePairing::kHalves, kernels::RopePairing::kAdjacent}) {
       for (const double theta : {10000.0, 500000.0}) {
