@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "kernels/core/math.h"
 #include "kernels/cpu/matmul_kernels.h"
@@ -14,6 +15,8 @@ namespace {
 // Inputs per pass over a panel: a piece of it (up to 64 KiB as f32) and the rows it meets stay in
 // L2.
 constexpr int64_t kChunkK = 512;
+// With AMX: a piece as bf16 stays in the first cache beside the rows' tiles.
+constexpr int64_t kAmxChunkK = 320;
 // Row blocks that share a piece, and the most panels of a task: tasks stay near 100 us.
 constexpr int64_t kGroupBlocks = 8, kGroupPanels = 16;
 // Bytes of weights of a task when all rows fit into one tile.
@@ -41,16 +44,18 @@ class Matmul {
         packed_(packed_kind(w.format())),
         dot_(kernels_.bf16_dot && packed_ != kTileF32),
         k_(packed_ == kTileBF16 ? w.k() + w.k() % 2 : w.k()),
-        in_rows_(dot_ && kernels_.x_in_rows),
-        width_(in_rows_ ? ceil_div(k_, kBlockK) * kBlockK
-               : dot_   ? k_ + k_ % 2
-                        : k_),
+        width_(dot_ ? ceil_div(k_, int64_t{kernels_.k_unit}) * kernels_.k_unit : k_),
         panels_(ceil_div(w.n(), PackedMatrix::kPanel)),
         panel_stride_(panel_bytes(w.format(), w.k())) {
     one_pass_ = x.rows <= kernels_.tile_rows[packed_];
     decodes_ = !one_pass_ && kernels_.decode[packed_] != nullptr;
     kind_ = decodes_ ? kernels_.decoded[packed_] : packed_;
-    blocks_ = ceil_div(x.rows, kernels_.tile_rows[kind_]);
+    const int64_t most = kernels_.tile_rows[kind_];
+    blocks_ = ceil_div(x.rows, most);
+    if (kernels_.begin != nullptr && kind_ != kTileF32) {
+      full_rows_ = most;
+      chunk_ = ceil_div(k_, ceil_div(k_, kAmxChunkK) * kBlockK) * kBlockK;
+    }
   }
 
   void run() {
@@ -65,7 +70,9 @@ class Matmul {
   using TileFunction = void (*)(const MatmulTile&);
   TileFunction tile(MatmulKind kind, int64_t rows) const { return kernels_.tile[kind][rows - 1]; }
 
-  int64_t first_row(int64_t block) const { return block * x_.rows / blocks_; }
+  int64_t first_row(int64_t block) const {
+    return full_rows_ > 0 ? std::min(block * full_rows_, x_.rows) : block * x_.rows / blocks_;
+  }
 
   void pack_rows() {
     if (!dot_ && x_.rows == 1 && k_ == x_.cols) {
@@ -99,9 +106,8 @@ class Matmul {
   MatmulTile tile_at(int64_t block, int64_t panel, int64_t k) const {
     int64_t first = first_row(block), rows = first_row(block + 1) - first;
     MatmulTile t;
-    const int64_t at = first * width_ + (in_rows_ ? k : k * rows);
+    const int64_t at = first * width_ + k * rows;
     t.x = static_cast<const std::byte*>(packed_x_) + at * (dot_ ? 2 : 4);
-    t.x_stride_bytes = width_ * 2;
     if (sums_ != nullptr) t.x_sums = sums_ + first * (k_ / kBlockK) + k / kBlockK * rows;
     t.w = w_.data() + panel * panel_stride_ + panel_bytes(w_.format(), k);
     t.panel_stride_bytes = panel_stride_;
@@ -124,7 +130,9 @@ class Matmul {
       MatmulTile t = tile_at(0, index * group, 0);
       t.panels = std::min(group, panels_ - index * group);
       t.k = k_;
+      if (full_rows_ > 0) kernels_.begin(static_cast<int>(x_.rows));
       function(t);
+      if (full_rows_ > 0) kernels_.end();
     });
   }
 
@@ -142,17 +150,23 @@ class Matmul {
       int64_t first_block = block_group * blocks_ / block_groups;
       int64_t end_block = (block_group + 1) * blocks_ / block_groups;
       std::byte* decoded = pieces + thread * piece;
+      int64_t begun = 0;
       for (int64_t panel = first_panel; panel < end_panel; ++panel)
-        for (int64_t k = 0; k < k_; k += kChunkK) {
-          int64_t count = std::min(kChunkK, k_ - k);
+        for (int64_t k = 0; k < k_; k += chunk_) {
+          int64_t count = std::min(chunk_, k_ - k);
           for (int64_t block = first_block; block < end_block; ++block) {
             MatmulTile t = tile_at(block, panel, k);
             t.k = count;
+            const int64_t rows = first_row(block + 1) - first_row(block);
+            if (full_rows_ > 0 && std::exchange(begun, rows) != rows) {
+              kernels_.begin(static_cast<int>(rows));
+            }
             if (decodes_ && block == first_block) kernels_.decode[packed_](t.w, count, decoded);
             if (decodes_) (kind_ == packed_ ? t.decoded : t.w) = decoded;
-            tile(kind_, first_row(block + 1) - first_row(block))(t);
+            tile(kind_, rows)(t);
           }
         }
+      if (begun > 0) kernels_.end();
     });
   }
 
@@ -163,9 +177,10 @@ class Matmul {
   const PackedMatrix& w_;
   MatmulKind packed_, kind_ = kTileF32;
   bool dot_, one_pass_ = false, decodes_ = false;
-  int64_t k_;      // as packed: even for bf16 weights
-  bool in_rows_;   // x
-  int64_t width_;  // of a packed row of x
+  int64_t k_;                // as packed: even for bf16 weights
+  int64_t width_;            // of a packed row of x
+  int64_t chunk_ = kChunkK;  // inputs of a pass
+  int64_t full_rows_ = 0;    // of all blocks but the last; 0: they are even
   int64_t panels_, panel_stride_, blocks_ = 1;
   const void* packed_x_ = nullptr;
   float* sums_ = nullptr;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tiles of matmul on AMX: up to 16 rows of x, which are bf16 rows in order, padded with zeros to
-// whole blocks of 32 inputs. Panels of bf16 weights are tiles of B as they lie; block weights are
+// Tiles of matmul on AMX: 3 to 16 rows of x, whose blocks of 32 inputs are tiles of A, filled up
+// with zeros. Panels of bf16 weights are tiles of B as they lie; block weights are
 // decoded to the same form (q, exact in bf16), and each block's sums are scaled in vectors. The
 // numerics are those of matmul_kernels.h. Included by matmul_impl.cc only.
 #pragma once
@@ -17,8 +17,30 @@ inline constexpr int64_t kPairBytes = 128;                       // a pair of in
 inline constexpr int64_t kDecodedBytes = 16 * kPairBytes;        // a block of a panel
 inline constexpr int64_t kPanelHalves = 2, kBlocksInFlight = 4;  // tiles of sums: 0..3
 
-template <int kRows>
-inline constexpr TileConfig kTileConfig = tile_config(kRows);
+inline constexpr int64_t kXBytes = kAmxInputs * 2;  // a row of a tile of A
+
+static void begin_tiles(int rows) {
+  const TileConfig config = tile_config(rows);
+  tile_fence();
+  _tile_loadconfig(&config);
+}
+static void end_tiles() {
+  _tile_release();
+}
+
+// bf16 weights in blocks, as tiles sum them.
+struct BlockBF16 {
+  static constexpr int kBlock = kAmxInputs, kStep = 2, kBlockBytes = kDecodedBytes;
+  static constexpr bool kScaled = false, kMinima = false;
+  using Raw = IVec;
+  ANNULUS_INLINE Raw raw(const char* block, int step, int half) {
+    return load_dwords(block + step * kPairBytes + half * 64);
+  }
+  template <int i>
+  ANNULUS_INLINE Pairs pairs(const Raw& raw) {
+    return {reinterpret_cast<__m512bh>(raw.v)};
+  }
+};
 
 // rows x 16 floats, of which n a row exist, to or from memory that has room for whole rows.
 ANNULUS_INLINE void copy_some(const float* from, int64_t from_stride, float* to, int64_t to_stride,
@@ -71,7 +93,7 @@ ANNULUS_INLINE void multiply_panels(const MatmulTile& tile, int64_t panel) {
   }
   const char* x = static_cast<const char*>(tile.x);
   const auto add_block = [&](const char* first, const char* second) __attribute__((always_inline)) {
-    _tile_loadd(4, x, tile.x_stride_bytes);
+    _tile_loadd(4, x, kXBytes);
     _tile_loadd(5, first, kPairBytes);
     _tile_dpbf16ps(0, 4, 5);
     _tile_loadd(6, first + 64, kPairBytes);
@@ -82,12 +104,16 @@ ANNULUS_INLINE void multiply_panels(const MatmulTile& tile, int64_t panel) {
       _tile_loadd(5, second + 64, kPairBytes);
       _tile_dpbf16ps(3, 4, 5);
     }
-    x += kAmxInputs * 2;
+    x += kRows * kXBytes;
   };
   const char* first = reinterpret_cast<const char*>(tile.w) + panel * tile.panel_stride_bytes;
   const char* second = first + (kPanels - 1) * tile.panel_stride_bytes;
   int64_t left = tile.k;
   for (; left >= kAmxInputs; left -= kAmxInputs) {
+    if constexpr (kRows < kAmxRows) {  // every weight is met once, and comes from memory
+      const char* const w[] = {first, second};
+      prefetch<BlockBF16, kPanels, kAheadOfBlocks>(tile, tile.k - left, w);
+    }
     add_block(first, second);
     first += kDecodedBytes;
     second += kDecodedBytes;
@@ -114,11 +140,9 @@ ANNULUS_INLINE void multiply_panels(const MatmulTile& tile, int64_t panel) {
 
 template <int kRows>
 void amx_bf16(const MatmulTile& tile) {
-  _tile_loadconfig(&kTileConfig<kRows>);
   int64_t panel = 0;
   for (; panel + 2 <= tile.panels; panel += 2) multiply_panels<kRows, 2>(tile, panel);
   if (panel < tile.panels) multiply_panels<kRows, 1>(tile, panel);
-  _tile_release();
 }
 
 // 32 inputs of 16 outputs: q as a tile of B whose rows lie `stride` bytes apart.
@@ -178,12 +202,12 @@ ANNULUS_INLINE void multiply_half(const MatmulTile& tile, int64_t panel, int hal
     const auto tile_of = [&](int64_t b) __attribute__((always_inline)) {
       return apart ? ready + (first + b) * kDecodedBytes : decoded[b];
     };
-#define ANNULUS_BLOCK(B, W)                                      \
-  if (B < count) {                                               \
-    _tile_loadd(4, x + B * kAmxInputs * 2, tile.x_stride_bytes); \
-    _tile_loadd(W, tile_of(B), stride);                          \
-    _tile_zero(B);                                               \
-    _tile_dpbf16ps(B, 4, W);                                     \
+#define ANNULUS_BLOCK(B, W)                           \
+  if (B < count) {                                    \
+    _tile_loadd(4, x + B * kRows * kXBytes, kXBytes); \
+    _tile_loadd(W, tile_of(B), stride);               \
+    _tile_zero(B);                                    \
+    _tile_dpbf16ps(B, 4, W);                          \
   }
     ANNULUS_BLOCK(0, 5)
     ANNULUS_BLOCK(1, 6)
@@ -205,7 +229,7 @@ ANNULUS_INLINE void multiply_half(const MatmulTile& tile, int64_t panel, int hal
       w += Reader::kBlockBytes;
       if constexpr (Reader::kMinima) x_sums += kRows;
     }
-    x += count * kAmxInputs * 2;
+    x += count * kRows * kXBytes;
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) store_n(at.out + r * tile.out_stride, acc[r], at.lanes);
@@ -213,19 +237,16 @@ ANNULUS_INLINE void multiply_half(const MatmulTile& tile, int64_t panel, int hal
 
 template <class Reader, int kRows>
 void amx_blocks(const MatmulTile& tile) {
-  _tile_loadconfig(&kTileConfig<kRows>);
   for (int64_t panel = 0; panel < tile.panels; ++panel) {
     multiply_half<Reader, kRows>(tile, panel, 0);
     multiply_half<Reader, kRows>(tile, panel, 1);
   }
-  _tile_release();
 }
 
-// Rows of x as bf16, in order; sums of 32 rounded values each.
-static void pack_rows(const float* x, int64_t stride, int rows, int64_t k, uint16_t* out,
-                      float* sums) {
+// x as bf16 [k / 32][rows][32]; sums of 32 rounded values each.
+static void pack_units(const float* x, int64_t stride, int rows, int64_t k, uint16_t* out,
+                       float* sums) {
   const Pairs ones = {reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80))};
-  const int64_t width = (k + kAmxInputs - 1) / kAmxInputs * kAmxInputs;
   for (int r = 0; r < rows; ++r) {
     for (int64_t at = 0; at < k; at += kAmxInputs) {
       const int64_t count = k - at < kAmxInputs ? k - at : kAmxInputs;
@@ -233,14 +254,14 @@ static void pack_rows(const float* x, int64_t stride, int rows, int64_t k, uint1
       const float* p = x + r * stride + at;
       const int high = static_cast<int>(count) - low;
       const Pairs pairs = {_mm512_cvtne2ps_pbh(load_n(p + 16, high).v, load_n(p, low).v)};
-      _mm512_storeu_si512(out + r * width + at, reinterpret_cast<__m512i>(pairs.v));
+      _mm512_storeu_si512(out + at * rows + r * kAmxInputs, reinterpret_cast<__m512i>(pairs.v));
       if (sums != nullptr)
         sums[at / kAmxInputs * rows + r] = reduce_add(dot_pairs(zero(), pairs, ones));
     }
   }
 }
 
-template <class Reader, int kRows = 1>
+template <class Reader, int kRows>
 constexpr void fill_amx_blocks(MatmulKernels& kernels, MatmulKind kind) {
   kernels.tile[kind][kRows - 1] = amx_blocks<Reader, kRows>;
   if constexpr (kRows < kAmxRows) fill_amx_blocks<Reader, kRows + 1>(kernels, kind);
@@ -248,7 +269,7 @@ constexpr void fill_amx_blocks(MatmulKernels& kernels, MatmulKind kind) {
   kernels.decode[kind] = decode_panel<Reader>;
   kernels.decoded[kind] = kind;
 }
-template <int kRows = 1>
+template <int kRows>
 constexpr void fill_amx_bf16(MatmulKernels& kernels) {
   kernels.tile[kTileBF16][kRows - 1] = amx_bf16<kRows>;
   if constexpr (kRows < kAmxRows) fill_amx_bf16<kRows + 1>(kernels);

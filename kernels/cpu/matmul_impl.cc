@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Computes  out[r, n] (+)= sum_k x[r, k] w[n, k]
-// Tensors   x packed [k][rows] f32, or [k / 2][rows][2] bf16 (AMX: [rows][k]); w panels of 32
-//           outputs; out f32
+// Tensors   x packed [k][rows] f32, or [k / 2][rows][2] bf16 (AMX: [k / 32][rows][32]); w
+//           panels of 32 outputs; out f32
 // Mapping   one thread a call; one register tile of kRows x kVecs * 16 outputs at a time
 // Tiles     kRows up to 14 (AVX-512), 6 (AVX2), 2 (portable); few rows take more outputs at once,
-//           so that enough independent sums hide the latency of an FMA. AMX: matmul_amx.h
+//           so that enough independent sums hide the latency of an FMA. AMX takes 3 rows and more
+//           (matmul_amx.h)
 // Numerics  matmul_kernels.h
 // Limits    checked in matmul.cc
 #include "kernels/cpu/matmul_amx.h"
@@ -22,6 +23,9 @@ constexpr int kTileRows = 14, kDirectRows = 8, kBytesRows = 10;
 constexpr int tile_vecs(int rows) {
   return rows <= 4 ? 4 : 2;
 }
+#if defined(ANNULUS_HAS_AMX)
+constexpr int kFewRows = 2;
+#endif
 #elif defined(__AVX2__)
 constexpr int kTileRows = 6, kDirectRows = 6;
 constexpr int tile_vecs(int rows) {
@@ -84,18 +88,6 @@ ANNULUS_INLINE void finish(const MatmulTile& tile, const Place& at,
       store_n(at.out + r * tile.out_stride + v * kLanes, acc[r][v], Place::lanes(at.n, v));
     });
   }
-}
-
-// Asks for the weights kAhead bytes from w, the block of each panel at input k. Near its end a
-// panel goes on with the one that the next tile reads in its place.
-template <class Reader, int kPanels, int64_t kAhead>
-ANNULUS_INLINE void prefetch(const MatmulTile& tile, int64_t k, const char* const* w) {
-  const bool ends = (tile.k - k) / Reader::kBlock * Reader::kBlockBytes <= kAhead;
-  const int64_t ahead = kAhead + (ends ? (kPanels - 1) * tile.panel_stride_bytes : 0);
-#pragma GCC unroll 4
-  for (int p = 0; p < kPanels; ++p)
-#pragma GCC unroll 32
-    for (int64_t i = 0; i < Reader::kBlockBytes; i += 64) __builtin_prefetch(w[p] + ahead + i);
 }
 
 template <class Reader, int kRows, int kVecs>
@@ -212,10 +204,78 @@ void multiply_dot(const MatmulTile& tile, const Place& at) {
 
 #endif
 
+#if defined(ANNULUS_HAS_AMX)
+
+// What tiles give (amx.h), for few rows: loads of vectors reach memory earlier than those of tiles.
+template <class Reader, int kRows, int kVecs>
+void multiply_few(const MatmulTile& tile, const Place& at) {
+  Vec acc[kRows][kVecs];
+  begin(tile, at, acc);
+  const auto* x = static_cast<const bf16*>(tile.x);
+  const float* x_sums = tile.x_sums;
+  const char* w[kVecs / 2];
+  for (int p = 0; p < kVecs / 2; ++p) w[p] = at.w + p * tile.panel_stride_bytes;
+  const auto even = [](IVec pairs) ANNULUS_LAMBDA { return bits_as_float(shift_left<16>(pairs)); };
+  const auto odd = [](IVec pairs)
+                       ANNULUS_LAMBDA { return bits_as_float(bit_and(pairs, 0xffff0000u)); };
+  // The last block of bf16 weights may have fewer inputs.
+  for (int64_t k = 0; k < tile.k; k += Reader::kBlock) {
+    const int64_t left = (tile.k - k + Reader::kStep - 1) / Reader::kStep;
+    constexpr int kSteps = Reader::kBlock / Reader::kStep;
+    if constexpr (Reader::kScaled && kVecs == 4) prefetch<Reader, 2, kAheadOfBlocks>(tile, k, w);
+    Vec evens[kRows][kVecs], odds[kRows][kVecs];
+    for_tile<kRows, kVecs>([&](int r, int v) ANNULUS_LAMBDA { evens[r][v] = odds[r][v] = zero(); });
+    for (int step = 0; step < (left < kSteps ? left : kSteps); ++step) {
+      typename Reader::Raw raw[kVecs];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) raw[v] = Reader::raw(w[v / 2], step, v % 2);
+      unroll<Reader::kStep / 2>([&](auto i) ANNULUS_LAMBDA {
+        constexpr int kPair = decltype(i)::value;
+        IVec weights[kVecs];
+#pragma GCC unroll 8
+        for (int v = 0; v < kVecs; ++v)
+          weights[v] = {reinterpret_cast<__m512i>(Reader::template pairs<kPair>(raw[v]).v)};
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+          const bf16* at_pair = x + r * kAmxInputs + step * Reader::kStep + 2 * kPair;
+          const IVec xr = {reinterpret_cast<__m512i>(broadcast_pair(at_pair).v)};
+#pragma GCC unroll 8
+          for (int v = 0; v < kVecs; ++v) {
+            evens[r][v] = fma(even(xr), even(weights[v]), evens[r][v]);
+            odds[r][v] = fma(odd(xr), odd(weights[v]), odds[r][v]);
+          }
+        }
+      });
+    }
+    for_tile<kRows, kVecs>([&](int r, int v) ANNULUS_LAMBDA {
+      const Vec sum = add(evens[r][v], odds[r][v]);
+      if constexpr (Reader::kScaled) {
+        const typename Reader::Scales scales = Reader::scales(w[v / 2], v % 2);
+        acc[r][v] = fma(scales.d, sum, acc[r][v]);
+        if constexpr (Reader::kMinima) acc[r][v] = fma(scales.m, set1(x_sums[r]), acc[r][v]);
+      } else {
+        acc[r][v] = add(acc[r][v], sum);
+      }
+    });
+    if constexpr (Reader::kMinima) x_sums += kRows;
+    x += kRows * kAmxInputs;
+#pragma GCC unroll 4
+    for (int p = 0; p < kVecs / 2; ++p) w[p] += Reader::kBlockBytes;
+  }
+  finish(tile, at, acc);
+}
+
+#endif
+
 template <class Reader, bool kDot, int kRows, int kVecs>
 ANNULUS_INLINE void multiply(const MatmulTile& tile, const Place& at) {
-#if defined(ANNULUS_HAS_BF16_DOT) && !defined(ANNULUS_HAS_AMX)
+#if defined(ANNULUS_HAS_AMX)
   if constexpr (kDot)
+    multiply_few<Reader, kRows, kVecs>(tile, at);
+  else
+#endif
+#if defined(ANNULUS_HAS_BF16_DOT) && !defined(ANNULUS_HAS_AMX)
+      if constexpr (kDot)
     multiply_dot<Reader, kRows, kVecs>(tile, at);
   else
 #endif
@@ -377,14 +437,22 @@ constexpr MatmulKernels make_kernels() {
   kernels.pack_f32 = pack_f32;
   fill<ReadF32, false, kTileRows>(kernels, kTileF32);
 #if defined(ANNULUS_HAS_AMX)
-  kernels.bf16_dot = kernels.x_in_rows = true;
-  kernels.pack_bf16 = pack_rows;
-  fill_amx_bf16(kernels);
-  fill_amx_blocks<DotQ8_0>(kernels, kTileQ8_0);
-  fill_amx_blocks<DotQ4_0>(kernels, kTileQ4_0);
-  fill_amx_blocks<DotQ4_1>(kernels, kTileQ4_1);
+  kernels.bf16_dot = true;
+  kernels.k_unit = kAmxInputs;
+  kernels.pack_bf16 = pack_units;
+  kernels.begin = begin_tiles;
+  kernels.end = end_tiles;
+  fill<BlockBF16, true, kFewRows>(kernels, kTileBF16);
+  fill<DotQ8_0, true, kFewRows>(kernels, kTileQ8_0);
+  fill<DotQ4_0, true, kFewRows>(kernels, kTileQ4_0);
+  fill<DotQ4_1, true, kFewRows>(kernels, kTileQ4_1);
+  fill_amx_bf16<kFewRows + 1>(kernels);
+  fill_amx_blocks<DotQ8_0, kFewRows + 1>(kernels, kTileQ8_0);
+  fill_amx_blocks<DotQ4_0, kFewRows + 1>(kernels, kTileQ4_0);
+  fill_amx_blocks<DotQ4_1, kFewRows + 1>(kernels, kTileQ4_1);
 #elif defined(ANNULUS_HAS_BF16_DOT)
   kernels.bf16_dot = true;
+  kernels.k_unit = 2;
   kernels.pack_bf16 = pack_bf16;
   fill<DotBF16, true, kTileRows>(kernels, kTileBF16);
   fill<DotQ8_0, true, kBytesRows>(kernels, kTileQ8_0);

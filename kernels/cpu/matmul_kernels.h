@@ -26,7 +26,6 @@ inline constexpr int kMaxTileRows = 16;
 
 struct MatmulTile {
   const void* x = nullptr;         // packed rows, from the tile's first k
-  int64_t x_stride_bytes = 0;      // from row to row, where x_in_rows
   const float* x_sums = nullptr;   // [k / 32][rows] sums of 32 x each: kTileQ4_1, bf16_dot
   const std::byte* w = nullptr;    // first panel, from the tile's first k
   int64_t panel_stride_bytes = 0;  // from one panel to the next
@@ -41,12 +40,11 @@ struct MatmulTile {
 };
 
 struct MatmulKernels {
-  bool bf16_dot;              // x is bf16 but for kTileF32
-  bool x_in_rows;             // and lies as below, rather than in pairs
+  bool bf16_dot;              // x is bf16 (pairs) but for kTileF32
   int tile_rows[kTileKinds];  // rows of the largest tile of a kind, <= kMaxTileRows
-  // Packs rows x k of x: f32 [k][rows], or bf16 [(k + 1) / 2][rows][2] (x_in_rows: [rows][k], rows
-  // padded with zeros to a multiple of 32) with, where sums is not null, sums [k / 32][rows] of the
-  // rounded values.
+  // Packs rows x k of x: f32 [k][rows], or bf16 [k / k_unit][rows][k_unit], the last unit filled up
+  // with zeros, with, where sums is not null, sums [k / 32][rows] of the rounded values.
+  int k_unit;
   void (*pack_f32)(const float* x, int64_t stride, int rows, int64_t k, float* out);
   void (*pack_bf16)(const float* x, int64_t stride, int rows, int64_t k, uint16_t* out,
                     float* sums);
@@ -55,6 +53,11 @@ struct MatmulKernels {
   // tiles is cheaper than in every tile. Null where tiles of any number decode.
   void (*decode[kTileKinds])(const std::byte* w, int64_t k, void* out);
   MatmulKind decoded[kTileKinds];
+  // Around tiles of so many rows, on one thread, but for kTileF32. Null: nothing to do. They cost
+  // as much as some of a tile's work: AMX takes full tiles, and the rest at the end, where others
+  // take tiles of even sizes.
+  void (*begin)(int rows);
+  void (*end)();
   // tile[kind][rows - 1]; null where there is none.
   void (*tile[kTileKinds][kMaxTileRows])(const MatmulTile& tile);
 };

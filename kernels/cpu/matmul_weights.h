@@ -7,6 +7,7 @@
 // matmul_impl.cc and matmul_amx.h.
 #pragma once
 
+#include "kernels/cpu/matmul_kernels.h"
 #include "kernels/cpu/vec.h"
 
 namespace annulus::kernels::ANNULUS_ISA {
@@ -28,6 +29,18 @@ ANNULUS_INLINE void unroll(const F& f) {
 // Decoding blocks keeps so many instructions in flight that few loads reach memory early, and their
 // panels end before the hardware's streams get going: they are asked for this far ahead.
 inline constexpr int64_t kAheadOfBlocks = 4096;
+
+// Asks for the weights kAhead bytes from w, the block of each panel at input k. Near its end a
+// panel goes on with the one that the next tile reads in its place.
+template <class Reader, int kPanels, int64_t kAhead>
+ANNULUS_INLINE void prefetch(const MatmulTile& tile, int64_t k, const char* const* w) {
+  const bool ends = (tile.k - k) / Reader::kBlock * Reader::kBlockBytes <= kAhead;
+  const int64_t ahead = kAhead + (ends ? (kPanels - 1) * tile.panel_stride_bytes : 0);
+#pragma GCC unroll 4
+  for (int p = 0; p < kPanels; ++p)
+#pragma GCC unroll 32
+    for (int64_t i = 0; i < Reader::kBlockBytes; i += 64) __builtin_prefetch(w[p] + ahead + i);
+}
 
 ANNULUS_INLINE const uint16_t* halves(const char* block, int half) {
   return reinterpret_cast<const uint16_t*>(block) + half * 16;
