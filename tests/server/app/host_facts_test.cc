@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "kernels/cpu/queue.h"
-#include "server/app/config.h"
+#include "server/app/cores.h"
 #include "server/examination.h"
 
 namespace annulus::server {
