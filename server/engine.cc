@@ -36,6 +36,10 @@ double ms_between(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double, std::milli>(to - from).count();
 }
 
+double s_between(Clock::time_point from, Clock::time_point to) {
+  return ms_between(from, to) / 1000;
+}
+
 SchedulerLimits limits_of(const parallel::LlamaConfig& config, const Tokenizer* tokenizer,
                           const EngineOptions& options) {
   SchedulerLimits limits;
@@ -63,6 +67,7 @@ struct Client {
   std::optional<IncrementalDecoder> decoder;
   StopMatcher matcher;
   int64_t tokens = 0;
+  int64_t cached = 0, prefilled = 0;  // tokens of the prompt
   Clock::time_point submitted = Clock::now(), admitted, first_token, last_token;
 };
 
@@ -161,6 +166,7 @@ struct Engine::Impl {
   ProfileLearner learner;
   bool learns = false;  // from this epoch's steps
   ClusterStatus status;
+  EngineMetrics metrics;
   Window window;
   Stragglers stragglers{0};
   std::function<void(bool)> on_serving;
@@ -228,6 +234,7 @@ void Engine::Impl::serving_changed(bool serving) {
 
 void Engine::Impl::handle(EpochReady ready) {
   if (scheduler.serving()) {
+    ++metrics.epochs_lost;
     scheduler.lose_epoch(absl::UnavailableError("the ranks have begun a new epoch"));
     deliver();
   }
@@ -251,6 +258,7 @@ void Engine::Impl::handle(EpochReady ready) {
   status.kv_capacity_rows = ready.kv_capacity_rows;
   for (RankInfo& info : ready.ranks) status.ranks.push_back({.info = std::move(info)});
   status.ranks.resize(static_cast<size_t>(ready.topology.world()));
+  metrics.ranks.resize(std::max(metrics.ranks.size(), status.ranks.size()));
   stragglers = Stragglers(status.ranks.size());
   window = {.ranks = std::vector<Window::Rank>(status.ranks.size())};
   spdlog::info("epoch {}: serving with TP {} x CP {}", ready.epoch, ready.topology.tp,
@@ -262,6 +270,7 @@ void Engine::Impl::handle(EpochLost lost) {
   if (scheduler.serving() && lost.epoch != status.epoch) return;  // an older one
   status.why_not = lost.why;
   if (!scheduler.serving()) return;
+  ++metrics.epochs_lost;
   spdlog::warn("epoch {} is over: {}", lost.epoch, lost.why);
   scheduler.lose_epoch(
       absl::UnavailableError(absl::StrCat("epoch ", lost.epoch, " is over: ", lost.why)));
@@ -304,6 +313,7 @@ void Engine::Impl::finish_step(int64_t step, const std::vector<StepResult>& resu
   }
   watch(results);
   const StepSummary summary = scheduler.complete(step, std::move(wanted));
+  metrics.count_step(summary, results);
   ++status.steps_total;
   if (summary.decode_only) {
     ++status.decode_steps;
@@ -349,6 +359,7 @@ void Engine::Impl::watch(const std::vector<StepResult>& results) {
   for (const StragglerChange& change : changes) {
     const RankStatus& rank = status.ranks[static_cast<size_t>(change.rank)];
     if (change.straggles) {
+      ++metrics.ranks.at(static_cast<size_t>(change.rank)).straggler_warnings;
       spdlog::warn(
           "rank {} (pid {} on {}) is a straggler: it computes {:.0f} % longer than the ranks' "
           "median, for {} windows of {:.0f} s of steps by now, and all wait for it: `annulus "
@@ -385,10 +396,22 @@ void Engine::Impl::deliver() {
       if (it == clients.end()) continue;
       Client& client = it->second;
       const Clock::time_point now = Clock::now();
-      if (std::holds_alternative<Accepted>(event.event)) {
+      if (const auto* accepted = std::get_if<Accepted>(&event.event)) {
         client.admitted = now;
+        client.cached = accepted->cached_tokens;
+        metrics.queue.observe(s_between(client.submitted, now));
+      } else if (const auto* progress = std::get_if<PrefillProgress>(&event.event)) {
+        metrics.prompt_tokens += progress->done - client.prefilled;
+        metrics.cached_tokens += std::exchange(client.cached, 0);
+        client.prefilled = progress->done;
       } else if (Token* token = std::get_if<Token>(&event.event)) {
-        if (client.tokens++ == 0) client.first_token = now;
+        ++metrics.generation_tokens;
+        if (client.tokens++ == 0) {
+          client.first_token = now;
+          metrics.first_token.observe(s_between(client.submitted, now));
+        } else {
+          metrics.token_gap.observe(s_between(client.last_token, now));
+        }
         client.last_token = now;
         token->text = text_of(client, event, *token);
         if (client.matcher.matched() && !event.ends) {
@@ -404,6 +427,9 @@ void Engine::Impl::deliver() {
         if (client.tokens > 0) {
           usage.ttft_ms = ms_between(client.submitted, client.first_token);
           usage.decode_ms = ms_between(client.first_token, client.last_token);
+        }
+        if (finished->reason != FinishReason::kCancelled) {
+          metrics.finished.observe(s_between(client.submitted, now));
         }
       }
       const bool ended = std::holds_alternative<Finished>(event.event) ||
@@ -486,8 +512,13 @@ ClusterStatus Engine::status() const {
   return status;
 }
 
+EngineMetrics Engine::metrics() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->metrics;
+}
+
 double Engine::stalled_s() const {
-  return ms_between(impl_->came_round, Clock::now()) / 1000;
+  return s_between(impl_->came_round, Clock::now());
 }
 
 int64_t Engine::context() const {

@@ -15,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/core/phase.h"
 #include "parallel/model/config.h"
+#include "server/metrics.h"
 #include "server/rank_link.h"
 #include "server/request.h"
 #include "server/tokenizer/tokenizer.h"
@@ -96,6 +97,7 @@ class Engine {
   absl::StatusOr<std::vector<int32_t>> session_tokens(const std::string& session) const;
 
   ClusterStatus status() const;
+  EngineMetrics metrics() const;  // since this engine was made
   // Seconds since the engine thread last came round. It does so every second, work or none, so that
   // more means a thread that hangs. Takes no lock.
   double stalled_s() const;

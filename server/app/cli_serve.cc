@@ -34,6 +34,7 @@ constexpr const char* kServeExamples = R"(Examples:
   annulus serve --cp 2 --attention pass-q          one variant always, instead of the fastest at each step
   annulus serve --precision fp32                   everything in fp32: slow, exact to 5e-4 in the logits
   annulus serve --context 32768 --rope-scaling linear:4
+  annulus serve --cp 2 --metrics 50053             http://127.0.0.1:50053/metrics for Prometheus
   annulus serve --cp 4 --workers external --control-listen 0.0.0.0 --control-port 50052
                                                    prints the four commands that attach workers, here or elsewhere
 It is ready when it prints "annulus: ready on ...". SIGTERM lets running answers finish, then ends.)";
@@ -137,6 +138,7 @@ struct ServeFlags {
   ModelFlags model;
   ServeConfig config;
   std::string attention = "auto", precision = "default", workers = "local", weights = "auto";
+  std::string metrics;
 };
 
 int serve(ServeFlags& flags) {
@@ -155,6 +157,11 @@ int serve(ServeFlags& flags) {
   const auto precision = parse_precision(flags.precision);
   if (!precision.ok()) return refuse("serve", precision.status().message());
   config.precision = *precision;
+  if (!flags.metrics.empty()) {
+    const auto metrics = parse_metrics(flags.metrics);
+    if (!metrics.ok()) return refuse("serve", metrics.status().message());
+    config.metrics = *metrics;
+  }
   const auto isa = kernels::parse_cpu_isa(flags.model.cpu_isa);
   if (!isa.ok()) return refuse("serve", isa.status().message());
   config.isa = std::min(*isa, kernels::detect_cpu_isa());
@@ -272,6 +279,12 @@ void add_serve(CLI::App& app, Command& run) {
       ->check(CLI::Range(1, 1024));
   option("--listen", config.host, "address of the public server");
   option("--port", config.port, "its port; 0: any free one, printed")->check(CLI::Range(0, 65535));
+  serve_app
+      ->add_option(
+          "--metrics", flags->metrics,
+          "HOST:PORT, or PORT on 127.0.0.1: GET /metrics answers Prometheus there; port 0: "
+          "any free one, printed")
+      ->default_str("none");
   option("--attention", flags->attention,
          "auto (the fastest at each step), pass-kv, pass-q, gather-q");
   option("--precision", flags->precision, "default (weights as in the file, bf16 KV) or fp32");

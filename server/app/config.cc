@@ -9,6 +9,8 @@
 #include <memory>
 #include <random>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
@@ -40,6 +42,22 @@ absl::StatusOr<std::optional<parallel::Variant>> parse_attention(const std::stri
   if (variant.ok()) return std::optional(*variant);
   return absl::InvalidArgumentError(
       absl::StrCat("--attention is \"", text, "\": auto, pass-kv, pass-q or gather-q"));
+}
+
+absl::StatusOr<HostPort> parse_metrics(const std::string& text) {
+  const size_t colon = text.rfind(':');
+  HostPort out{colon == std::string::npos ? "127.0.0.1" : text.substr(0, colon)};
+  const bool named = std::all_of(out.host.begin(), out.host.end(), [](char c) {
+    return absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '.' || c == '-';
+  });
+  const std::string port = colon == std::string::npos ? text : text.substr(colon + 1);
+  const bool digits = port.find_first_not_of("0123456789") == std::string::npos;
+  if (out.host.empty() || !named || !digits || !absl::SimpleAtoi(port, &out.port) ||
+      out.port > 65535) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--metrics ", text, ": give HOST:PORT, or PORT for 127.0.0.1 (no IPv6)"));
+  }
+  return out;
 }
 
 std::vector<std::string> worker_flags(const ServeConfig& config) {

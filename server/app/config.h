@@ -19,12 +19,18 @@
 
 namespace annulus::server {
 
+struct HostPort {
+  std::string host;
+  int port = 0;
+};
+
 struct ServeConfig {
   std::string model;  // "": ranks are examined, and serve nothing
   parallel::Topology topology;
   parallel::ConfigOverrides overrides;
   std::string host = "127.0.0.1";
   int port = 50051;
+  std::optional<HostPort> metrics;             // empty: none
   std::string ready_file;                      // gets the port once ready
   std::optional<parallel::Variant> attention;  // empty: auto
   kernels::Precision precision = kernels::Precision::kDefault;
@@ -58,6 +64,8 @@ std::string default_model_path();
 absl::StatusOr<kernels::Precision> parse_precision(const std::string& text);
 const char* name(kernels::Precision precision);
 absl::StatusOr<std::optional<parallel::Variant>> parse_attention(const std::string& text);
+// HOST:PORT, or PORT on the loopback. IPv4 or a name: CivetWeb is built without IPv6.
+absl::StatusOr<HostPort> parse_metrics(const std::string& text);
 
 // Of the arguments for `annulus worker`: everything but --connect, --rank and the secret.
 std::vector<std::string> worker_flags(const ServeConfig& config);

@@ -23,6 +23,7 @@
 #include "server/app/build.h"
 #include "server/app/bus_error.h"
 #include "server/app/local_workers.h"
+#include "server/app/metrics_server.h"
 #include "server/app/served_model.h"
 #include "server/app/service_manager.h"
 #include "server/app/signals.h"
@@ -89,6 +90,8 @@ class FrontEnd {
 
  private:
   absl::Status start_engine();
+  absl::Status start_metrics();
+  MetricsView view() const;  // any thread
   absl::Status start_workers();
   void announce();
   ClusterStatus look();
@@ -102,6 +105,7 @@ class FrontEnd {
   ControlService* control_ = nullptr;  // the engine owns it
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<PublicServer> public_server_;
+  std::unique_ptr<MetricsServer> metrics_;
   std::optional<LocalWorkers> workers_;
   bool ready_ = false, draining_ = false;
   int64_t served_epoch_ = 0;
@@ -117,6 +121,7 @@ absl::Status FrontEnd::start() {
   const std::string warning = parallel::override_warning(llama, config_.overrides);
   if (!warning.empty()) spdlog::warn("{}", warning);
   if (auto status = start_engine(); !status.ok()) return status;
+  if (auto status = start_metrics(); !status.ok()) return status;
   return start_workers();
 }
 
@@ -176,6 +181,33 @@ absl::Status FrontEnd::start_engine() {
   public_server_ = *std::move(server);
   engine_->on_serving([this](bool serving) { public_server_->set_serving(serving); });
   return absl::OkStatus();
+}
+
+absl::Status FrontEnd::start_metrics() {
+  if (!config_.metrics) return absl::OkStatus();
+  const auto& [host, port] = *config_.metrics;
+  const parallel::LlamaConfig& llama = model_.checkpoint->config();
+  auto server = MetricsServer::start(host, port,
+                                     {.version = kBuild,
+                                      .model = llama.name,
+                                      .precision = name(config_.precision),
+                                      .context = llama.context,
+                                      .topology = config_.topology},
+                                     [this] { return view(); });
+  if (!server.ok()) return server.status();
+  metrics_ = *std::move(server);
+  std::printf("annulus: metrics on http://%s/metrics\n",
+              join_host_port(host, metrics_->port()).c_str());
+  std::fflush(stdout);
+  return absl::OkStatus();
+}
+
+MetricsView FrontEnd::view() const {
+  return {.cluster = engine_->status(),
+          .engine = engine_->metrics(),
+          .requests = public_server_->requests(),
+          .ranks_ready = control_->status().ranks_ready,
+          .engine_stalled_s = engine_->stalled_s()};
 }
 
 absl::Status FrontEnd::start_workers() {
@@ -299,6 +331,7 @@ void FrontEnd::end() {
   public_server_->shutdown(absl::Milliseconds(500));
   // The link says goodbye to the workers; the supervisor must not start them again.
   engine_->on_serving(nullptr);
+  metrics_.reset();
   if (!workers_) {
     engine_.reset();
     return;

@@ -481,6 +481,7 @@ EpochCoordinator::Status EpochCoordinator::status() const {
   Status out{.epoch = epoch_,
              .running = phase_ == Phase::kRunning,
              .waiting_for = {},
+             .ranks_ready = 0,
              .failed_starts = failed_starts_,
              .last_end = last_end_};
   if (phase_ == Phase::kLoading) {
@@ -495,6 +496,7 @@ EpochCoordinator::Status EpochCoordinator::status() const {
     const bool starting = phase_ == Phase::kOpening || phase_ == Phase::kLoading;
     if (id == 0 || (starting && !workers_.at(id).done)) missing.push_back(rank);
   }
+  out.ranks_ready = static_cast<int64_t>(by_rank_.size() - missing.size());
   if (!missing.empty()) {
     out.waiting_for =
         absl::StrCat(missing.size() == 1 ? "rank " : "ranks ", absl::StrJoin(missing, ", "),

@@ -76,6 +76,7 @@ class EpochCoordinator {
     int64_t epoch = 0;
     bool running = false;
     std::string waiting_for;    // "ranks 1, 3 to attach"
+    int64_t ranks_ready = 0;    // those that are not waited for
     int64_t failed_starts = 0;  // epochs in a row that ended before they ran
     std::string last_end;       // why the last epoch ended
     double examined = 0;        // share of the examination that the last rank has done

@@ -9,8 +9,9 @@
 
 namespace annulus::server {
 
-GenerateReactor* GenerateReactor::start(ServiceCore& core, const grpc::ByteBuffer* request) {
-  std::shared_ptr<GenerateReactor> reactor(new GenerateReactor(core));
+GenerateReactor* GenerateReactor::start(ServiceCore& core, WallClock::time_point deadline,
+                                        const grpc::ByteBuffer* request) {
+  std::shared_ptr<GenerateReactor> reactor(new GenerateReactor(core, deadline));
   reactor->self_ = reactor;
   if (core.draining) {
     reactor->close_with(
@@ -103,6 +104,7 @@ void GenerateReactor::write_next() {
   Event event;
   bool more = false;
   bool last = false;
+  absl::StatusCode code = absl::StatusCode::kOk;
   {
     const std::lock_guard lock(mutex_);
     if (outbox_.empty()) {
@@ -111,6 +113,7 @@ void GenerateReactor::write_next() {
         return;
       }
       last = true;
+      code = left_.value_or(final_.code());
     } else {
       event = std::move(outbox_.front());
       outbox_.pop_front();
@@ -118,7 +121,10 @@ void GenerateReactor::write_next() {
       more = !outbox_.empty();
     }
   }
-  if (last) return Finish(to_grpc(final_));  // writing_ stays: nothing follows
+  if (last) {  // writing_ stays: nothing follows
+    core_.requests.count(code);
+    return Finish(to_grpc(final_));
+  }
   message_ = serialise(to_proto(event, context_));
   grpc::WriteOptions options;
   if (more) options.set_buffer_hint();  // the next one goes into the same packet
@@ -134,12 +140,24 @@ void GenerateReactor::OnWriteDone(bool ok) {
       if (!closed_) final_ = absl::CancelledError("the client is gone");
       closed_ = true;
     }
-    cancel_request();
+    client_left();
   }
   write_next();
 }
 
 void GenerateReactor::OnCancel() {
+  client_left();
+}
+
+// Near its deadline it left because of it: the deadline comes here late, and rounded up by the wire
+// format.
+void GenerateReactor::client_left() {
+  const auto near = (deadline_ - began_) / 20 + std::chrono::milliseconds(50);
+  const bool late = WallClock::now() >= deadline_ - near;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!left_) left_ = late ? absl::StatusCode::kDeadlineExceeded : absl::StatusCode::kCancelled;
+  }
   cancel_request();
 }
 

@@ -50,9 +50,9 @@ grpc::ServerUnaryReactor* answer_in_pool(TaskPool& pool, grpc::CallbackServerCon
 
 }  // namespace
 
-grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(Context*,
+grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(Context* context,
                                                                        const Bytes* request) {
-  return GenerateReactor::start(core_, request);
+  return GenerateReactor::start(core_, context->deadline(), request);
 }
 
 grpc::ServerUnaryReactor* InferenceService::RewindSession(Context* context, const Bytes* in,

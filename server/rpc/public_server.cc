@@ -67,6 +67,10 @@ void PublicServer::set_serving(bool serving) {
   impl_->health.set_serving(serving && !impl_->core.draining);
 }
 
+std::array<int64_t, RequestCounts::kCodes> PublicServer::requests() const {
+  return impl_->core.requests.read();
+}
+
 void PublicServer::drain() {
   impl_->core.draining = true;
   impl_->health.set_serving(false);

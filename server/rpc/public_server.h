@@ -5,6 +5,7 @@
 // the port is taken.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -35,7 +36,9 @@ class PublicServer {
 
   int port() const;
   void set_serving(bool serving);  // no effect while draining
-  void drain();                    // NOT_SERVING; new requests are UNAVAILABLE
+  // Calls of Generate that have ended, by gRPC code.
+  std::array<int64_t, RequestCounts::kCodes> requests() const;
+  void drain();  // NOT_SERVING; new requests are UNAVAILABLE
   // Ends calls that still run after `grace` with UNAVAILABLE.
   void shutdown(absl::Duration grace);
 

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "server/engine.h"
+#include "server/metrics.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/task_pool.h"
 #include "server/tokenizer/tokenizer.h"
@@ -27,6 +28,7 @@ struct ServiceCore {
   OutboxLimits outbox;
   TaskPool pool;
   std::atomic<bool> draining{false};  // new requests are refused
+  RequestCounts requests{};           // of Generate, that have ended
 };
 
 }  // namespace annulus::server

@@ -22,6 +22,7 @@
 #include "bench/network_lab.h"
 #include "bench/server_process.h"
 #include "tests/dist/cluster.h"
+#include "tests/dist/exposition.h"
 #include "tests/support/tiny_model.h"
 
 namespace annulus::testing {
@@ -279,7 +280,11 @@ TEST(Straggler, IsNamedByTheRunningServerAndClearedWhenItRecovers) {
   ClusterOptions options;
   options.model = "synthetic:layers=4,dim=512,heads=8,kv_heads=2";  // computes more than it waits
   options.cp = 3;
+  options.serve_flags = {"--metrics", "0"};
   Cluster cluster(options);
+  const int metrics = metrics_port(cluster.front());
+  const std::string straggler = "annulus_rank_straggler{rank=\"1\"}";
+  const std::string warnings = "annulus_rank_straggler_warnings_total{rank=\"1\"}";
   const auto rank = [&](int r) {
     grpc::ClientContext context;
     v1::GetClusterResponse response;
@@ -294,6 +299,8 @@ TEST(Straggler, IsNamedByTheRunningServerAndClearedWhenItRecovers) {
     ASSERT_TRUE(eventually(150, [&] { return rank(1).recent().straggles(); }))
         << cluster.front().err();
     EXPECT_GT(rank(1).recent().excess(), 0.15);
+    EXPECT_EQ(scrape(metrics).at(straggler), 1);
+    EXPECT_EQ(scrape(metrics).at(warnings), 1);
     EXPECT_GT(rank(1).recent().compute_us(), rank(0).recent().compute_us());
     EXPECT_GT(rank(0).recent().ring_us() + rank(0).recent().other_us(), 0);
     EXPECT_NE(cluster.front().err().find(warning), std::string::npos) << cluster.front().err();
@@ -303,6 +310,8 @@ TEST(Straggler, IsNamedByTheRunningServerAndClearedWhenItRecovers) {
   }
   EXPECT_TRUE(eventually(100, [&] { return !rank(1).recent().straggles(); }))
       << rank(1).recent().excess();
+  EXPECT_EQ(scrape(metrics).at(straggler), 0);
+  EXPECT_EQ(scrape(metrics).at(warnings), 1);
   EXPECT_NE(cluster.front().err().find("is no straggler any longer"), std::string::npos);
 }
 

@@ -2,13 +2,9 @@
 // What a stranger may hand to the program: model files that are none, flags that mean nothing,
 // requests and bytes of any kind on both ports. Each ends with one clear line or the matching code;
 // the server then answers as before and holds no more than before.
-#include <arpa/inet.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
-#include <poll.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -20,6 +16,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "tests/dist/cluster.h"
+#include "tests/dist/socket.h"
 #include "tests/support/gguf_writer.h"
 #include "tests/support/tiny_model.h"
 
@@ -161,6 +158,12 @@ TEST(HostileFlags, AreOneLine) {
       {{"--port", "65536"}, "--port"},
       {{"--tp", "3"}, "can be 1, 2"},
       {{"--listen", "256.1.1.1"}, "cannot listen"},
+      {{"--metrics", "256.1.1.1:0"}, "cannot listen"},
+      {{"--metrics", "[::1]:0"}, "--metrics"},
+      {{"--metrics", "1,2"}, "--metrics"},
+      {{"--metrics", "127.0.0.1:65536"}, "--metrics"},
+      {{"--metrics", "127.0.0.1:"}, "--metrics"},
+      {{"--metrics", ":1"}, "--metrics"},
       {{"--ready-file", "/nowhere/ready"}, "--ready-file"},
       {{"--ready-file", "/tmp"}, "--ready-file"},
       {{"--log-level", "loud\nly"}, "loud"},
@@ -332,39 +335,6 @@ TEST_F(UnderFire, MessagesThatDoNotParseAreInvalidArguments) {
   expect_unharmed();
 }
 
-class Socket {
- public:
-  explicit Socket(int port) : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-    sockaddr_in address = {};
-    address.sin_family = AF_INET;
-    address.sin_port = htons(static_cast<uint16_t>(port));
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    connected_ = connect(fd_, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
-  }
-  ~Socket() { close(fd_); }
-  Socket(const Socket&) = delete;
-  Socket& operator=(const Socket&) = delete;
-  bool connected() const { return connected_; }
-  void write(std::string_view bytes) const {  // as much as the other end takes
-    while (!bytes.empty()) {
-      const ssize_t n = send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
-      if (n <= 0) return;
-      bytes.remove_prefix(static_cast<size_t>(n));
-    }
-  }
-  // Reads what comes until the other end closes or is silent that long.
-  void drain(int silence_ms) const {
-    char buffer[4096];
-    pollfd waiting = {fd_, POLLIN, 0};
-    while (poll(&waiting, 1, silence_ms) > 0 && recv(fd_, buffer, sizeof buffer, 0) > 0) {
-    }
-  }
-
- private:
-  int fd_;
-  bool connected_ = false;
-};
-
 const std::string kPreface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 std::string frame(uint32_t length, char type, char flags, uint32_t stream, std::string_view body) {
   std::string out;
@@ -411,7 +381,7 @@ TEST_F(UnderFire, GarbageOnBothPortsLeavesNothingBehind) {
         const Socket socket(port);
         ASSERT_TRUE(socket.connected());
         socket.write(bytes);
-        socket.drain(20);
+        socket.read(20);
       }
       {  // Slow or silent ones, held open while others are served.
         std::vector<std::unique_ptr<Socket>> idle;

@@ -16,6 +16,22 @@ TEST(Config, AttentionAndPrecisionNameTheirValues) {
   EXPECT_NE(parse_precision("fp8").status().message().find("fp32"), std::string::npos);
 }
 
+TEST(Config, MetricsAreOnTheLoopbackUnlessAHostIsNamed) {
+  const auto is = [](const char* text, const char* host, int port) {
+    const auto parsed = parse_metrics(text);
+    return parsed.ok() && parsed->host == host && parsed->port == port;
+  };
+  EXPECT_TRUE(is("50053", "127.0.0.1", 50053));
+  EXPECT_TRUE(is("0", "127.0.0.1", 0));
+  EXPECT_TRUE(is("0.0.0.0:65535", "0.0.0.0", 65535));
+  EXPECT_TRUE(is("head-1.example:1", "head-1.example", 1));
+  // Lists, suffixes and IPv6 would mean something to CivetWeb.
+  for (const char* bad : {"", ":1", "1:", "x", "1,2", "1s", "a:1r", "[::1]:1", "a:65536", "a:-1",
+                          "a:+1", "a b:1", "a:1 ", "99999999999"}) {
+    EXPECT_FALSE(parse_metrics(bad).ok()) << bad;
+  }
+}
+
 TEST(Config, WorkersGetTheSameModel) {
   ServeConfig config;
   config.model = "/m";

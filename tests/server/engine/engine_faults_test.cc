@@ -64,6 +64,9 @@ TEST(EngineFaults, ALostEpochFailsRequestsAndTheNextServesThemAgain) {
   EXPECT_EQ(cut->failed->code(), absl::StatusCode::kUnavailable);
   EXPECT_NE(cut->failed->message().find("rank 1 lost"), std::string::npos) << *cut->failed;
   rig.wait_serving(false);
+  const EngineMetrics counted = rig.engine->metrics();
+  EXPECT_EQ(counted.epochs_lost, 1);
+  EXPECT_GE(counted.generation_tokens, 6 + 3);
   const ClusterStatus status = rig.engine->status();
   EXPECT_FALSE(status.serving);
   EXPECT_NE(status.why_not.find("rank 1 lost"), std::string::npos);
@@ -77,6 +80,15 @@ TEST(EngineFaults, ALostEpochFailsRequestsAndTheNextServesThemAgain) {
   append.max_tokens = 12;
   const std::shared_ptr<Heard> again = rig.run(append);
   EXPECT_EQ(again->acceptance.cached_tokens, 0) << "KV is gone, tokens are not";
+  // What is counted goes on, over epochs.
+  const EngineMetrics went_on = rig.engine->metrics();
+  EXPECT_EQ(went_on.epochs_lost, 1);
+  EXPECT_EQ(went_on.generation_tokens, counted.generation_tokens + 12);
+  EXPECT_EQ(went_on.prompt_tokens, counted.prompt_tokens + again->acceptance.prompt_tokens);
+  EXPECT_EQ(went_on.cached_tokens, counted.cached_tokens);
+  for (size_t rank = 0; rank < counted.ranks.size(); ++rank) {
+    EXPECT_GT(went_on.ranks[rank].compute_s, counted.ranks[rank].compute_s);
+  }
   std::vector<int32_t> all = prompt_of(40);
   all.insert(all.end(), first->ids.begin(), first->ids.end());
   const std::vector<int32_t> more = prompt_of(4, 2);

@@ -159,6 +159,7 @@ TEST_F(CoordinatorTest, AnEpochStartsInOrder) {
   attach(1, 1);
   EXPECT_TRUE(coordinator_.take().messages.empty());
   EXPECT_EQ(coordinator_.status().waiting_for, "rank 0 to attach");
+  EXPECT_EQ(coordinator_.status().ranks_ready, 1);
   attach(2);  // any: 0 is left
   auto effects = coordinator_.take();
   const auto first = sent(effects, 1, v1::FrontMessage::kAssignment);
