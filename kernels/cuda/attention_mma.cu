@@ -15,7 +15,6 @@
 //   go into acc: rounding grows with these few steps and not with keys.
 // Limits: head_dim 64 and 128; 2^31 blocks. Segments of many rows: attention_wgmma.cu.
 #include <algorithm>
-#include <vector>
 
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/attention.h"

@@ -7,8 +7,9 @@
 namespace annulus::kernels {
 namespace {
 
+constexpr size_t kOldest = 91900;  // whose engines the tests have asked
 constexpr const char* kRemedy =
-    "install cuDNN 9 for CUDA 13 (NVIDIA's package libcudnn9-cuda-13, or nvidia-cudnn-cu13 and "
+    "install cuDNN 9.19 for CUDA 13 (NVIDIA's package libcudnn9-cuda-13, or nvidia-cudnn-cu13 and "
     "nvidia-cuda-nvrtc from PyPI: deploy/install --cudnn) or name the library in ANNULUS_CUDNN";
 
 absl::StatusOr<CudnnApi> load() {
@@ -31,6 +32,10 @@ absl::StatusOr<CudnnApi> load() {
   if (!whole) {
     return absl::FailedPreconditionError(
         absl::StrCat("the libcudnn.so.9 found is none; ", kRemedy));
+  }
+  if (const size_t version = api.version(); version < kOldest) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("cuDNN ", version, " is older than ", kOldest, "; ", kRemedy));
   }
   return api;
 }
