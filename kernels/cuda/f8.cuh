@@ -3,8 +3,9 @@
 // and rows.cu to rows that it computes. Included by .cu files.
 #pragma once
 
-#include "kernels/cuda/device.cuh"
 #include "kernels/cuda/f8.h"
+
+#include "kernels/cuda/device.cuh"
 
 namespace annulus::kernels {
 
