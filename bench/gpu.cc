@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <functional>
+#include <limits>
 #include <numeric>
 #include <optional>
 #include <random>
@@ -13,6 +14,7 @@
 #include "kernels/attention.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/matrix.h"
+#include "kernels/cuda/sdpa.h"
 #include "kernels/ops.h"
 
 namespace annulus::bench {
@@ -75,8 +77,9 @@ class Bench {
     rows.push_back({"copy within memory, read and write counted", ms, copy_gb_s_, "GB/s", 0, ""});
   }
 
-  // x f32 as between ops, weights bf16 or F8; rounding x is part of it, some 8 % of the limit's
-  // time. Few rows read what the L2 still holds of the weights: an upper bound below 100 MB.
+  // x f32 as attention leaves it, weights bf16 or F8; rounding x is part of it, some 8 % of the
+  // limit's time. Few rows read what the L2 still holds of the weights: an upper bound below 100
+  // MB.
   void gemm(int64_t m, int64_t n, int64_t k, bool is_limit,
             WeightFormat format = WeightFormat::kBF16) {
     const bool f8 = format == WeightFormat::kF8E4M3;
@@ -103,8 +106,7 @@ class Bench {
     const std::string what =
         concat(f8 ? "F8 linear layer, " : "linear layer, ", m, " x ", k, " by ", n, " x ", k);
     if (m < 64 && !is_limit) {  // bound by reading the weights
-      const double gb_s = 1e-6 * static_cast<double>(w.bytes()) / ms;
-      rows.push_back({what, ms, gb_s, "GB/s", gb_s / copy_gb_s_, "copy"});
+      copy_row(what, ms, 1e-6 * static_cast<double>(w.bytes()) / ms);
       return;
     }
     const double tflop_s = 2e-9 * static_cast<double>(m * n * k) / ms;
@@ -112,6 +114,30 @@ class Bench {
     if (is_limit) limit = std::max(limit, tflop_s);
     rows.push_back({what, ms, tflop_s, "TFLOP/s", is_limit ? 0 : tflop_s / limit,
                     is_limit ? "" : (f8 ? "F8 gemm" : "gemm")});
+  }
+
+  // Norm or SwiGLU of rows that a matrix of F8 multiplies next: f32 read, a byte a column written.
+  void to_f8(const char* op, int64_t m, int64_t cols, bool is_swiglu) {
+    m = scaled(m, 1);
+    cols = scaled(cols, 64) / 16 * 16;
+    const int64_t width = is_swiglu ? 2 * cols : cols;
+    const std::vector<bf16> draws = random_bf16(static_cast<size_t>(m * width));
+    std::vector<float> values(draws.size());
+    std::transform(draws.begin(), draws.end(), values.begin(), [](bf16 x) { return to_float(x); });
+    const CudaMemory x = to_device(values), out(m * cols), scales(m * 4);
+    const auto* const from = reinterpret_cast<const float*>(x.data());
+    const CudaInput to =
+        F8Room{reinterpret_cast<uint8_t*>(out.data()), reinterpret_cast<float*>(scales.data()), m,
+               cols, std::numeric_limits<float>::infinity()};
+    const double ms = time([&] {
+      if (is_swiglu) {
+        swiglu(queue_, to, matrix(from, m, width));
+      } else {
+        rms_norm(queue_, to, matrix(from, m, width), from, 1e-5f);  // weights: any numbers
+      }
+    });
+    const double gb_s = 1e-6 * static_cast<double>(m * (4 * width + cols)) / ms;
+    copy_row(concat(op, " to F8, ", m, " x ", cols), ms, gb_s);
   }
 
   // n_new tokens behind n_cached of one sequence, paged as the engine's; by the kernel that the
@@ -162,20 +188,52 @@ class Bench {
                                           : "attention, ",
                                     model, " (", heads, "/", kv_heads, " heads of ", head_dim,
                                     "), ", n_new, " tokens behind ", n_cached);
-    if (n_new < 16) {  // bound by reading keys and values
-      const double gb_s = 1e-6 * static_cast<double>(keys * format.row_bytes()) / ms;
-      rows.push_back({what, ms, gb_s, "GB/s", gb_s / copy_gb_s_, "copy"});
-      return;
-    }
+    const double theirs =
+        kernel ? 0 : cudnn_ms({heads, kv_heads, head_dim, n_new, keys, n_new > 1}, q, kv, scale);
+    // What bounds it: reading keys and values, or multiplying.
+    const bool reads = n_new < 16;
     const double pairs = static_cast<double>(n_new) * static_cast<double>(n_cached) +
                          0.5 * static_cast<double>(n_new) * static_cast<double>(n_new + 1);
-    const double tflop_s = 4e-9 * pairs * static_cast<double>(width) / ms;
-    rows.push_back({what, ms, tflop_s, "TFLOP/s", tflop_s / gemm_tflop_s_, "gemm"});
+    const double work = reads ? 1e-6 * static_cast<double>(keys * format.row_bytes())
+                              : 4e-9 * pairs * static_cast<double>(width);
+    const char* const unit = reads ? "GB/s" : "TFLOP/s";
+    const double limit = reads ? copy_gb_s_ : gemm_tflop_s_;
+    const char* const limit_name = reads ? "copy" : "gemm";
+    if (theirs == 0) {
+      rows.push_back({what, ms, work / ms, unit, work / ms / limit, limit_name});
+      return;
+    }
+    rows.push_back({what, ms, work / ms, unit, theirs / ms, "cuDNN"});
+    rows.push_back(
+        {"  the same by cuDNN", theirs, work / theirs, unit, work / theirs / limit, limit_name});
   }
 
   std::vector<GpuRow> rows;
 
  private:
+  void copy_row(const std::string& what, double ms, double gb_s) {
+    rows.push_back({what, ms, gb_s, "GB/s", gb_s / copy_gb_s_, "copy"});
+  }
+
+  // The same attention by cuDNN, keys in the order of memory; 0 where it is not here or says why
+  // it cannot.
+  double cudnn_ms(const SdpaShape& shape, const CudaMemory& q, const CudaMemory& kv, float scale) {
+    if (options_.cudnn == nullptr) return 0;
+    try {
+      Sdpa sdpa(*options_.cudnn, shape);
+      const CudaMemory o(shape.queries * shape.heads * shape.head_dim * 2),
+          lse(shape.queries * shape.heads * 4);
+      return time([&] {
+        sdpa.attend(queue_, q.data(), kv.data(), scale, o.data(),
+                    reinterpret_cast<float*>(lse.data()));
+      });
+    } catch (const DeviceError& error) {
+      std::fprintf(stderr, "%lld queries, %lld keys: %s\n", static_cast<long long>(shape.queries),
+                   static_cast<long long>(shape.keys), error.what());
+      return 0;
+    }
+  }
+
   CudaQueue& queue_;
   GpuBenchOptions options_;
   double copy_gb_s_ = 1, gemm_tflop_s_ = 1e-9, f8_gemm_tflop_s_ = 1e-9;
@@ -195,6 +253,9 @@ std::vector<GpuRow> measure_gpu(CudaQueue& queue, const GpuBenchOptions& options
   bench.gemm(8192, 13312, 16384, false, kF8);  // gate and up of a 405B, one rank of TP8
   bench.gemm(8192, 16384, 6656, false, kF8);   // down
   bench.gemm(1, 13312, 16384, false, kF8);
+  // A 405B, one rank of TP8.
+  bench.to_f8("RMSNorm", 8192, 16384, false);
+  bench.to_f8("SwiGLU", 8192, 6656, true);
   // The ring's full tiles, prefill's triangles, decode. 405B: one rank of TP8.
   // Many tokens go through wgmma; the rows by mma say what it gains.
   bench.attention("405B TP8", 16, 1, 128, 8192, 32768);

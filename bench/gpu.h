@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a GPU reaches with our ops: memory, linear layers and attention, each beside the limit that
-// the same run measured. Needs nothing but the CUDA libraries and driver.
+// the same run measured, attention beside cuDNN's. Needs nothing but the CUDA libraries and driver.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/cudnn_api.h"
 #include "kernels/cuda/queue.h"
 
 namespace annulus::bench {
@@ -17,12 +18,13 @@ struct GpuRow {
   double rate = 0;         // TFLOP/s or GB/s
   const char* unit = "";   // of the rate
   double of_limit = 0;     // rate / the limit below
-  const char* limit = "";  // "copy", "gemm"; empty: this row is a limit
+  const char* limit = "";  // "copy", "gemm", "cuDNN"; empty: this row is a limit
 };
 
 struct GpuBenchOptions {
   int repeats = 7;
   int32_t scale = 1;  // sizes are divided by it: for a first look, and for the emulated GPU
+  const kernels::CudnnApi* cudnn = nullptr;  // attention is set beside it; null: beside the others
 };
 
 // Rows in the order they were measured; the queue's matmul uses what queue.use() gave it.

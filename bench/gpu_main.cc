@@ -61,6 +61,14 @@ int run(int argc, char** argv) {
       "%s, %d multiprocessors; linear layers by %s\n", device->name.c_str(),
       queue.multiprocessors(),
       cublas.ok() ? "cuBLASLt" : "our own kernel, which is no limit (cuBLASLt is not here)");
+  const auto cudnn = kernels::load_cudnn();
+  if (cudnn.ok()) {
+    options.cudnn = *cudnn;
+    std::printf("attention beside cuDNN %zu\n", options.cudnn->version());
+  } else {
+    std::printf("attention without its yardstick: %s\n",
+                std::string(cudnn.status().message()).c_str());
+  }
   const auto rows = bench::measure_gpu(queue, options);
   std::fputs(bench::table_of(rows).c_str(), stdout);
   if (!json.empty() && !(std::ofstream(json) << bench::json_of(rows)).flush()) {

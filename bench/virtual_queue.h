@@ -39,6 +39,7 @@ class VirtualMatrix {
   int64_t bytes() const {
     return static_cast<int64_t>(static_cast<double>(n_ * k_) * bytes_per_weight_);
   }
+  Tensor input(Tensor room) const { return room; }
   double bytes_per_weight() const { return bytes_per_weight_; }
   bool begins_layer() const { return begins_layer_; }  // QKV: a meter tells layers apart by it
 
@@ -85,6 +86,8 @@ class VirtualQueue {
   };
 
   using Matrix = VirtualMatrix;
+  using Input = Tensor;
+  using ConstInput = ConstTensor;
 
   // Uploads live as long as the innermost mark around them.
   class Mark {

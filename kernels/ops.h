@@ -26,14 +26,20 @@ enum class RopePairing : uint8_t {
 template <class Queue>
 void embed(Queue& queue, Tensor out, const WeightSource& table, std::span<const int32_t> ids);
 
+// Rows that a matrix multiplies are a Queue::Input, which w.input(room) gives: room, f32 rows one
+// after the other, in the form that w reads. It is room itself on CPUs; on GPUs rms_norm and swiglu
+// round to w's type as they write, to the bits that matmul would round f32 rows to.
+
 // out[r, :] = x[r, :] / sqrt(mean(x[r, :]^2) + eps) * weight; weight [cols] f32. out may be x.
 template <class Queue>
-void rms_norm(Queue& queue, Tensor out, ConstTensor x, const float* weight, float eps);
+void rms_norm(Queue& queue, typename Queue::Input out, ConstTensor x, const float* weight,
+              float eps);
 
 // out[M, N] = x[M, K] w[N, K]^T, f32 accumulation. M from 0 (nothing happens) to thousands. Weights
 // are held as the queue's device reads them: PackedMatrix on CPUs.
 template <class Queue>
-void matmul(Queue& queue, Tensor out, ConstTensor x, const typename Queue::Matrix& w);
+void matmul(Queue& queue, Tensor out, typename Queue::ConstInput x,
+            const typename Queue::Matrix& w);
 
 // Rotates every head of x [rows, heads * head_dim] in place; cos_sin [rows, head_dim] f32 holds
 // head_dim/2 cosines, then head_dim/2 sines of the row's angles (computed in double:
@@ -43,7 +49,7 @@ void rope(Queue& queue, Tensor x, ConstTensor cos_sin, int32_t head_dim, RopePai
 
 // out[r, i] = silu(gate_up[r, i]) * gate_up[r, n + i], out [rows, n], gate_up [rows, 2n].
 template <class Queue>
-void swiglu(Queue& queue, Tensor out, ConstTensor gate_up);
+void swiglu(Queue& queue, typename Queue::Input out, ConstTensor gate_up);
 
 // x += y, same shape, f32.
 template <class Queue>

@@ -13,6 +13,8 @@
 #include <memory>
 #include <span>
 
+#include "kernels/core/tensor.h"
+
 namespace annulus::kernels {
 
 class CpuQueue;
@@ -96,6 +98,9 @@ class PackedMatrix {
   static PackedMatrix room(std::span<const WeightSource> sources, Precision precision);
   std::span<std::byte> contents() { return {data_.get(), static_cast<size_t>(bytes_)}; }
   std::span<const std::byte> contents() const { return {data_.get(), static_cast<size_t>(bytes_)}; }
+
+  // The rows that it multiplies, in this room for them.
+  Tensor input(Tensor room) const { return room; }
 
   // What pack() would hold.
   static int64_t bytes_of(std::span<const WeightSource> sources, Precision precision);

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # What a machine with a GPU can say about Annulus: correctness first, then numbers. Prints a table and writes gpu.json;
-# every stage has its own time limit and leaves its result when a later one fails.
+# every stage has its own time limit and leaves its result when a later one fails. Stage kernels also proves on the real
+# arithmetic that norm and SwiGLU write the F8 and bf16 bits of rounding afterwards (CudaInputs); cudnn holds its attention to our
+# plain kernel; numbers sets ours beside cuDNN's, and norm and SwiGLU to F8 beside memory.
 #   tests/gpu.sh                     all stages, with the binaries of build/ (built here where they are missing)
-#   tests/gpu.sh STAGE...            some of: versions sanitizer kernels engine nccl numbers
+#   tests/gpu.sh STAGE...            some of: versions sanitizer kernels cudnn engine nccl numbers
 #   tests/gpu.sh --pack DIR          copies binaries and every library they need but the driver's and CUDA's into DIR,
 #                                    for a machine without a compiler or Debian's packages
 #   tests/gpu.sh --from DIR STAGE... runs what was packed
@@ -18,7 +20,7 @@ nccl=tests/parallel/cuda/nccl_gpu_test bench=bench/annulus-gpu-bench
 packed=
 
 case "${1:-}" in
-  --help | -h) sed -n 3,11p "$0" | cut -c3-; exit 0 ;;
+  --help | -h) sed -n 3,13p "$0" | cut -c3-; exit 0 ;;
   --pack)
     to=${2:?--pack needs a folder}
     mkdir -p "$to/lib"
@@ -33,7 +35,7 @@ case "${1:-}" in
   --from) packed=${2:?--from needs a folder}; shift 2 ;;
 esac
 stages=("$@")
-all="versions sanitizer kernels engine nccl numbers"
+all="versions sanitizer kernels cudnn engine nccl numbers"
 [ "${#stages[@]}" -gt 0 ] || read -ra stages <<<"$all"
 
 # run_binary PATH ARGUMENT...: from the build, or with the packed loader and libraries.
@@ -48,7 +50,7 @@ versions() {
   nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv,noheader || return 3
   uname -srm
   grep -m1 'model name' /proc/cpuinfo
-  for library in libcublasLt.so.13 libnccl.so.2; do
+  for library in libcublasLt.so.13 libnccl.so.2 libcudnn.so.9; do
     { ldconfig -p; find /usr/local /usr/lib /opt -name "$library" 2>/dev/null; } | grep -m1 -F "$library" || echo "$library: not found"
   done
 }
@@ -57,7 +59,7 @@ sanitizer() {
   tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -1)
   [ "$tool" ] || { echo "no compute-sanitizer here"; return 0; }
   # shellcheck disable=SC2046
-  "$tool" --tool memcheck --error-exitcode 9 $(command_of $kernels) --gtest_brief=1 || return
+  "$tool" --tool memcheck --error-exitcode 9 $(command_of $kernels) --gtest_brief=1 --gtest_filter='-CudnnAttention.*' || return
   for check in racecheck synccheck; do  # shared memory, which the emulated GPU keeps in better order than asked
     # shellcheck disable=SC2046
     timeout 100 "$tool" --tool $check --error-exitcode 9 $(command_of $kernels) --gtest_brief=1 \
@@ -65,7 +67,9 @@ sanitizer() {
   done
 }
 # shellcheck disable=SC2046
-kernels() { $(command_of $kernels) --gtest_brief=1; }
+kernels() { $(command_of $kernels) --gtest_brief=1 --gtest_filter='-CudnnAttention.*'; }
+# shellcheck disable=SC2046
+cudnn() { $(command_of $kernels) --gtest_brief=1 --gtest_filter='CudnnAttention.*'; }
 # shellcheck disable=SC2046
 engine() { $(command_of $engine) --gtest_brief=1; }
 # shellcheck disable=SC2046

@@ -19,6 +19,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/core/phase.h"
+#include "kernels/core/tensor.h"
 
 namespace annulus::kernels {
 
@@ -35,6 +36,8 @@ class ThreadPool;
 class CpuQueue {
  public:
   using Matrix = PackedMatrix;  // what matmul multiplies by
+  using Input = Tensor;         // and what it multiplies
+  using ConstInput = ConstTensor;
   static constexpr bool kHostMemory = true;
 
   // Bytes that last: reserved here, committed by the operating system at first touch, zero until

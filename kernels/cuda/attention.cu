@@ -13,7 +13,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 #include <vector>
 
 #include "kernels/cuda/attention.cuh"
@@ -187,20 +186,17 @@ void attend<CudaQueue>(CudaQueue& queue, ConstTensor q, std::span<const Segment>
     ANNULUS_CHECK(segment.q_first >= 0 && segment.q_first + int64_t{segment.q_count} <= q.rows,
                   "rows ", segment.q_first, " + ", segment.q_count, " of ", q.rows);
   }
-  const auto take = [&](AttentionKernel kernel, const auto& enqueue) {
-    const int64_t group = acc.heads / format.kv_heads;
-    std::vector<Segment> its;
-    std::copy_if(segments.begin(), segments.end(), std::back_inserter(its), [&](const Segment& s) {
-      return attention_kernel(format, s.q_count * group) == kernel;
-    });
-    if (!its.empty()) enqueue(its);
+  const auto kernel_of = [&](const Segment& s) {
+    return attention_kernel(format, int64_t{s.q_count} * (acc.heads / format.kv_heads));
   };
-  take(AttentionKernel::kWgmma,
-       [&](const auto& its) { attend_wgmma(queue, q, its, format, scale, acc); });
-  take(AttentionKernel::kMma,
-       [&](const auto& its) { attend_mma(queue, q, its, format, scale, acc); });
-  take(AttentionKernel::kPlain,
-       [&](const auto& its) { attend_plain(queue, q, its, format, scale, acc); });
+  const auto enqueue = [&](AttentionKernel kernel, std::span<const Segment> its) {
+    switch (kernel) {
+      case AttentionKernel::kPlain: return attend_plain(queue, q, its, format, scale, acc);
+      case AttentionKernel::kMma: return attend_mma(queue, q, its, format, scale, acc);
+      case AttentionKernel::kWgmma: return attend_wgmma(queue, q, its, format, scale, acc);
+    }
+  };
+  each_way(segments, kernel_of, enqueue);
 }
 
 bool tensor_cores_take(const KvFormat& format) {

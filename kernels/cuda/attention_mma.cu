@@ -15,7 +15,6 @@
 //   go into acc: rounding grows with these few steps and not with keys.
 // Limits: head_dim 64 and 128; 2^31 blocks. Segments of many rows: attention_wgmma.cu.
 #include <algorithm>
-#include <vector>
 
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/attention.h"
@@ -305,7 +304,6 @@ int64_t room_of(const CudaQueue& queue) {
 template <class S>
 void enqueue(CudaQueue& queue, std::span<const Segment> segments, ConstTensor q,
              const KvFormat& format, float scale, Partial acc, int32_t splits) {
-  if (segments.empty()) return;
   const CudaQueue::Mark mark(queue);
   const WorkPlan plan =
       plan_work(queue, segments, format, acc, {S::kRows, S::kKeys, room_of<S>(queue)}, splits);
@@ -320,14 +318,13 @@ void enqueue(CudaQueue& queue, std::span<const Segment> segments, ConstTensor q,
 template <int kD>
 void enqueue(CudaQueue& queue, std::span<const Segment> segments, ConstTensor q,
              const KvFormat& format, float scale, Partial acc, int32_t splits) {
-  std::vector<Segment> few, many;
-  for (const Segment& segment : segments) {
-    if (segment.q_count == 0 || segment.kv.count == 0) continue;
-    const int64_t rows = int64_t{segment.q_count} * (acc.heads / format.kv_heads);
-    (rows <= DecodeShape<kD>::kRows ? few : many).push_back(segment);
-  }
-  enqueue<DecodeShape<kD>>(queue, few, q, format, scale, acc, splits);
-  enqueue<PrefillShape<kD>>(queue, many, q, format, scale, acc, splits);
+  const auto is_few = [&](const Segment& s) {
+    return int64_t{s.q_count} * (acc.heads / format.kv_heads) <= DecodeShape<kD>::kRows;
+  };
+  each_way(segments, is_few, [&](bool few, std::span<const Segment> its) {
+    few ? enqueue<DecodeShape<kD>>(queue, its, q, format, scale, acc, splits)
+        : enqueue<PrefillShape<kD>>(queue, its, q, format, scale, acc, splits);
+  });
 }
 
 }  // namespace

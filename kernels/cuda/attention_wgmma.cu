@@ -387,16 +387,6 @@ template <int kD>
 void enqueue(CudaQueue& queue, std::span<const Segment> segments, ConstTensor q,
              const KvFormat& format, float scale, Partial acc, int32_t splits) {
   using S = WgmmaShape<kD>;
-  std::vector<Segment> real;
-  std::vector<CUtensorMap> maps;
-  for (const Segment& segment : segments) {
-    if (segment.q_count == 0 || segment.kv.count == 0) continue;
-    real.push_back(segment);
-    const int32_t rows = box_rows(format, segment.kv.pages != nullptr, S::kKeys);
-    maps.emplace_back();
-    if (rows > 0) make_tensor_map(maps.back(), segment.kv, format, rows);
-  }
-  if (real.empty()) return;
   constexpr int kBytes = sizeof(Memory<S>);
   static_assert(kBytes <= 227 << 10, "a block has 227 KiB of shared memory");
   static const bool allowed = [] {
@@ -405,8 +395,15 @@ void enqueue(CudaQueue& queue, std::span<const Segment> segments, ConstTensor q,
   }();
   static_cast<void>(allowed);
   const CudaQueue::Mark mark(queue);
-  const WorkPlan plan =
-      plan_work(queue, real, format, acc, {S::kRows, S::kKeys, queue.multiprocessors()}, splits);
+  const WorkPlan plan = plan_work(queue, segments, format, acc,
+                                  {S::kRows, S::kKeys, queue.multiprocessors()}, splits);
+  std::vector<CUtensorMap> maps;
+  for (const Work& work : plan.work) {
+    const KvRows& kv = work.segment.kv;
+    const int32_t rows = box_rows(format, kv.pages != nullptr, S::kKeys);
+    maps.emplace_back();
+    if (rows > 0) make_tensor_map(maps.back(), kv, format, rows);
+  }
   const auto on_device = queue.upload(std::span<const CUtensorMap>(maps));
   launch_with_memory(queue.stream(),
                      {blocks_for(plan.blocks, 1), static_cast<unsigned>(format.kv_heads)},

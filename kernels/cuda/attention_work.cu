@@ -79,6 +79,7 @@ WorkPlan plan_work(CudaQueue& queue, std::span<const Segment> segments, const Kv
   const int64_t group = acc.heads / format.kv_heads;
   int64_t pairs = 0, products = 0, cells = 0;
   for (const Segment& segment : segments) {
+    if (segment.q_count == 0 || segment.kv.count == 0) continue;
     Work& w = plan.work.emplace_back();
     w.segment = segment;
     w.first_bound = static_cast<int32_t>(pairs);

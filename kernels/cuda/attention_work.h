@@ -4,8 +4,11 @@
 // keys that were cut into splits (Results), which join_splits() adds to acc.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <map>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/attention.h"
@@ -48,8 +51,24 @@ struct WorkPlan {
   int32_t longest_split = 0;  // query rows of the longest segment with several splits
 };
 
-// Enqueues the tables of these segments (neither queries nor keys of any are none), in scratch of
-// the surrounding Mark. splits: of every segment, or 0: as many as fill the GPU.
+// enqueue(way, its segments) for each way_of(segment). Where all go one way, as a batch that
+// decodes does, they are not copied.
+template <class WayOf, class Enqueue>
+void each_way(std::span<const Segment> segments, const WayOf& way_of, const Enqueue& enqueue) {
+  if (segments.empty()) return;
+  const auto first = way_of(segments.front());
+  const auto goes_there = [&](const Segment& segment) { return way_of(segment) == first; };
+  if (std::all_of(segments.begin(), segments.end(), goes_there)) {
+    enqueue(first, segments);
+    return;
+  }
+  std::map<std::decay_t<decltype(first)>, std::vector<Segment>> ways;
+  for (const Segment& segment : segments) ways[way_of(segment)].push_back(segment);
+  for (const auto& [way, its] : ways) enqueue(way, std::span<const Segment>(its));
+}
+
+// Enqueues the tables of these segments, but for those without queries or keys, in scratch of the
+// surrounding Mark. splits: of every segment, or 0: as many as fill the GPU.
 WorkPlan plan_work(CudaQueue& queue, std::span<const Segment> segments, const KvFormat& format,
                    Partial acc, BlockSize block, int32_t splits);
 

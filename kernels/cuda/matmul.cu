@@ -6,7 +6,7 @@
 // Tiles: 64 x 64 outputs, k through shared memory in steps of 16.
 // Numerics: fp32 products and sums (no TF32) over ascending k whatever M is, so that a row's bits
 //   do not depend on the batch; with bf16 weights x is rounded to bf16 first, with F8 weights to F8
-//   with a scale a row (f8.h).
+//   with a scale a row (f8.h); unless whoever wrote x did (CudaMatrix::input).
 // Limits: none on shapes; far from the machine's peak.
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/elements.cuh"
@@ -84,9 +84,9 @@ void multiply_here(CudaQueue& queue, View<float> out, View<const X> x, View<cons
   launch(queue.stream(), grid, {device::kBlock}, matmul_tile<X, W>, x, w, out, x_scales, w_scales);
 }
 
-void multiply_f8(CudaQueue& queue, Tensor out, ConstTensor x, const CudaMatrix& w) {
+void multiply_f8(CudaQueue& queue, Tensor out, const ConstCudaInput& x, const CudaMatrix& w) {
   const CudaQueue::Mark mark(queue);
-  const F8Rows inputs = to_f8_rows(queue, x, w.input_bound());
+  const F8Rows inputs = x.is_f8() ? x.f8 : to_f8_rows(queue, x.tensor, w.input_bound());
   const F8Rows weights = {reinterpret_cast<const uint8_t*>(w.data()), w.row_scales(), w.n(), w.k()};
   if (Gemm* const gemm = queue.gemm();
       gemm != nullptr && gemm->multiply(queue.stream(), out, inputs, weights))
@@ -101,12 +101,15 @@ void multiply_f8(CudaQueue& queue, Tensor out, ConstTensor x, const CudaMatrix& 
 }  // namespace
 
 template <>
-void matmul<CudaQueue>(CudaQueue& queue, Tensor out, ConstTensor x, const CudaMatrix& w) {
+void matmul<CudaQueue>(CudaQueue& queue, Tensor out, ConstCudaInput in, const CudaMatrix& w) {
   ANNULUS_CHECK(
-      out.dtype == DType::kF32 && x.cols == w.k() && out.cols == w.n() && out.rows == x.rows,
-      out.rows, " x ", out.cols, " = ", x.rows, " x ", x.cols, ", weights ", w.n(), " x ", w.k());
+      out.dtype == DType::kF32 && in.cols() == w.k() && out.cols == w.n() && out.rows == in.rows(),
+      out.rows, " x ", out.cols, " = ", in.rows(), " x ", in.cols(), ", weights ", w.n(), " x ",
+      w.k());
   if (out.rows == 0) return;
-  if (w.format() == WeightFormat::kF8E4M3) return multiply_f8(queue, out, x, w);
+  if (w.format() == WeightFormat::kF8E4M3) return multiply_f8(queue, out, in, w);
+  ANNULUS_CHECK(!in.is_f8(), "F8 rows for another matrix");
+  const ConstTensor& x = in.tensor;
   const DType type = w.format() == WeightFormat::kF32 ? DType::kF32 : DType::kBF16;
   const ConstTensor weights = {w.data(), type, w.n(), w.k(), w.k()};
   if (Gemm* const gemm = queue.gemm(); gemm != nullptr) {

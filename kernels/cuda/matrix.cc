@@ -47,6 +47,16 @@ CudaMatrix CudaMatrix::room(std::span<const WeightSource> sources, Precision pre
   return out;
 }
 
+CudaInput CudaMatrix::input(Tensor room) const {
+  ANNULUS_CHECK(room.dtype == DType::kF32 && room.cols == k_ && room.row_stride == k_, room.cols,
+                " inputs, ", room.row_stride, " apart, for ", k_);
+  if (format_ == WeightFormat::kBF16) room.dtype = DType::kBF16;
+  if (format_ != WeightFormat::kF8E4M3) return room;
+  auto* const codes = static_cast<uint8_t*>(room.data);
+  return F8Room{codes, reinterpret_cast<float*>(codes + room.rows * k_), room.rows, k_,
+                input_bound_};
+}
+
 CudaMatrix CudaMatrix::load(CudaQueue& queue, std::span<const WeightSource> sources,
                             Precision precision) {
   CudaMatrix out = room(sources, precision);

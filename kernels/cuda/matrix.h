@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <span>
 
+#include "kernels/cuda/f8.h"
 #include "kernels/cuda/queue.h"
 #include "kernels/weight.h"
 
@@ -35,6 +36,9 @@ class CudaMatrix {
   // F8: [n] on the device, what the weights of a row are times; and WeightSource::input_bound.
   const float* row_scales() const { return reinterpret_cast<const float*>(scales()); }
   float input_bound() const { return input_bound_; }
+  // In this room of f32, one row after the other, the rows that it multiplies as tensor cores read
+  // them: in its own format. F8: codes, then scales.
+  CudaInput input(Tensor room) const;
   // Weights, then scales.
   std::span<std::byte> contents() { return {memory_.data(), static_cast<size_t>(bytes())}; }
   std::span<const std::byte> contents() const {

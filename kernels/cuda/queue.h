@@ -42,12 +42,16 @@ std::string cuda_fault();
 void use_cuda_device(int index);
 
 class CudaMatrix;
+struct CudaInput;
+struct ConstCudaInput;
 class Gemm;
 struct CublasLtApi;
 
 class CudaQueue {
  public:
   using Matrix = CudaMatrix;  // what matmul multiplies by
+  using Input = CudaInput;    // and what it multiplies: matrix.h
+  using ConstInput = ConstCudaInput;
   static constexpr bool kHostMemory = false;
 
   using Memory = CudaMemory;

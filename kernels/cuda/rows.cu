@@ -2,13 +2,15 @@
 // Computes: the ops that treat rows one by one: embed, rms_norm, rope, swiglu, add, convert,
 //   gather_rows (kernels/ops.h).
 // Tensors: f32 or bf16 on the device; where the contract speaks of f32 activations, outputs may
-//   here be bf16 too: what a tensor core reads next.
-// Mapping: one thread an element or a pair; rms_norm has a block a row.
+//   here be bf16 too, those of rms_norm and swiglu also F8: what a tensor core reads next.
+// Mapping: one thread an element or a pair; rms_norm, and swiglu to F8, have a block a row.
 // Tiles: none; memory-bound.
-// Numerics: fp32; a bf16 output is rounded once, to nearest even.
+// Numerics: fp32; a bf16 output is rounded once, to nearest even. For F8 (f8.h) a value is computed
+//   twice, for the row's scale and for its code, as it is for f32.
 // Limits: 2^31 blocks of 256 elements.
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/elements.cuh"
+#include "kernels/cuda/f8.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/queue.h"
 #include "kernels/ops.h"
@@ -39,15 +41,24 @@ struct Add {
   __device__ void operator()(int64_t r, int64_t c) const { *x.at(r, c) += *y.at(r, c); }
 };
 
+__device__ float swiglu_of(const View<const float>& gate_up, int64_t r, int64_t c, int64_t cols) {
+  const float gate = *gate_up.at(r, c), up = *gate_up.at(r, cols + c);
+  return gate / (1 + expf(-gate)) * up;
+}
+
 template <class Out>
 struct Swiglu {
   View<const float> gate_up;
   View<Out> out;
   __device__ void operator()(int64_t r, int64_t c) const {
-    const float gate = *gate_up.at(r, c), up = *gate_up.at(r, out.cols + c);
-    store(out.at(r, c), gate / (1 + expf(-gate)) * up);
+    store(out.at(r, c), swiglu_of(gate_up, r, c, out.cols));
   }
 };
+
+__global__ void __launch_bounds__(kBlock) swiglu_row_f8(View<const float> gate_up, F8Room out) {
+  const int64_t r = blockIdx.x;
+  write_f8_row(out, r, [&](int64_t c) { return swiglu_of(gate_up, r, c, out.cols); });
+}
 
 template <class T>
 struct GatherRows {
@@ -96,20 +107,32 @@ struct Rope {
   }
 };
 
-template <class Out>
-__global__ void __launch_bounds__(kBlock)
-    rms_norm_row(View<const float> x, View<Out> out, const float* weight, float eps) {
-  const int64_t r = blockIdx.x;
+// What row r is times, before its weights.
+__device__ float norm_of(const View<const float>& x, int64_t r, float eps) {
   float squares = 0;
   for (int64_t c = threadIdx.x; c < x.cols; c += kBlock) {
     const float value = *x.at(r, c);
     squares += value * value;
   }
   const float mean = device::block_sum(squares) / static_cast<float>(x.cols);
-  const float scale = 1 / sqrtf(mean + eps);
+  return 1 / sqrtf(mean + eps);
+}
+
+template <class Out>
+__global__ void __launch_bounds__(kBlock)
+    rms_norm_row(View<const float> x, View<Out> out, const float* weight, float eps) {
+  const int64_t r = blockIdx.x;
+  const float scale = norm_of(x, r, eps);
   for (int64_t c = threadIdx.x; c < x.cols; c += kBlock) {
     store(out.at(r, c), *x.at(r, c) * scale * weight[c]);
   }
+}
+
+__global__ void __launch_bounds__(kBlock)
+    rms_norm_row_f8(View<const float> x, F8Room out, const float* weight, float eps) {
+  const int64_t r = blockIdx.x;
+  const float scale = norm_of(x, r, eps);
+  write_f8_row(out, r, [&](int64_t c) { return *x.at(r, c) * scale * weight[c]; });
 }
 
 }  // namespace
@@ -144,14 +167,17 @@ void embed<CudaQueue>(CudaQueue& queue, Tensor out, const WeightSource& table,
 }
 
 template <>
-void rms_norm<CudaQueue>(CudaQueue& queue, Tensor out, ConstTensor x, const float* weight,
+void rms_norm<CudaQueue>(CudaQueue& queue, CudaInput out, ConstTensor x, const float* weight,
                          float eps) {
   ANNULUS_CHECK(x.dtype == DType::kF32);
-  check_same_shape(out, x);
-  with_type(out.dtype, [&]<class Out>(Out) {
-    launch(queue.stream(), {blocks_for(x.rows, 1)}, {kBlock}, rms_norm_row<Out>,
-           view<const float>(x), view<Out>(out), weight, eps);
-  });
+  const auto enqueue = [&](auto kernel, const auto& to) {
+    check_same_shape(to, x);
+    launch(queue.stream(), {blocks_for(x.rows, 1)}, {kBlock}, kernel, view<const float>(x), to,
+           weight, eps);
+  };
+  if (out.is_f8()) return enqueue(rms_norm_row_f8, out.f8);
+  with_type(out.tensor.dtype,
+            [&]<class Out>(Out) { enqueue(rms_norm_row<Out>, view<Out>(out.tensor)); });
 }
 
 template <>
@@ -168,12 +194,22 @@ void rope<CudaQueue>(CudaQueue& queue, Tensor x, ConstTensor cos_sin, int32_t he
 }
 
 template <>
-void swiglu<CudaQueue>(CudaQueue& queue, Tensor out, ConstTensor gate_up) {
+void swiglu<CudaQueue>(CudaQueue& queue, CudaInput out, ConstTensor gate_up) {
   ANNULUS_CHECK(gate_up.dtype == DType::kF32);
-  ANNULUS_CHECK(gate_up.rows == out.rows && gate_up.cols == 2 * out.cols, gate_up.rows, " x ",
-                gate_up.cols, ", out ", out.rows, " x ", out.cols);
-  with_type(out.dtype, [&]<class Out>(Out) {
-    for_each(queue, out.rows, out.cols, Swiglu<Out>{view<const float>(gate_up), view<Out>(out)});
+  const auto check = [&](const auto& to) {
+    ANNULUS_CHECK(gate_up.rows == to.rows && gate_up.cols == 2 * to.cols, gate_up.rows, " x ",
+                  gate_up.cols, ", out ", to.rows, " x ", to.cols);
+  };
+  const auto from = view<const float>(gate_up);
+  if (out.is_f8()) {
+    check(out.f8);
+    launch(queue.stream(), {blocks_for(from.rows, 1)}, {kBlock}, swiglu_row_f8, from, out.f8);
+    return;
+  }
+  const Tensor& to = out.tensor;
+  check(to);
+  with_type(to.dtype, [&]<class Out>(Out) {
+    for_each(queue, to.rows, to.cols, Swiglu<Out>{from, view<Out>(to)});
   });
 }
 

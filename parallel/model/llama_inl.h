@@ -12,7 +12,9 @@ template <class Queue>
 void forward(Queue& queue, const LlamaConfig& config, const LlamaWeights<Queue>& weights,
              int32_t tp, std::span<const int32_t> ids, kernels::ConstTensor cos_sin,
              const LlamaHooks& hooks, kernels::Tensor x) {
+  using Input = typename Queue::Input;
   const typename Queue::Mark mark(queue);
+  const auto eps = static_cast<float>(config.rms_eps);
   const int64_t rows = x.rows, d = config.head_dim;
   const int64_t q_cols = config.heads / tp * d, kv_cols = config.kv_heads / tp * d;
   const int64_t ffn = config.ffn / tp;
@@ -32,9 +34,10 @@ void forward(Queue& queue, const LlamaConfig& config, const LlamaWeights<Queue>&
     const LayerWeights<Queue>& layer = weights.layers[static_cast<size_t>(l)];
     queue.phases().at_layer(l);
     in(kernels::Phase::kNorm);
-    kernels::rms_norm(queue, normed, x, layer.attn_norm.data(), static_cast<float>(config.rms_eps));
+    const Input attention_in = layer.qkv.input(normed);
+    kernels::rms_norm(queue, attention_in, x, layer.attn_norm.data(), eps);
     in(kernels::Phase::kQkv);
-    kernels::matmul(queue, qkv, normed, layer.qkv);
+    kernels::matmul(queue, qkv, attention_in, layer.qkv);
     in(kernels::Phase::kRope);
     kernels::rope(queue, q, cos_sin, config.head_dim, config.pairing);
     kernels::rope(queue, k, cos_sin, config.head_dim, config.pairing);
@@ -47,13 +50,14 @@ void forward(Queue& queue, const LlamaConfig& config, const LlamaWeights<Queue>&
     kernels::add(queue, x, update);
 
     in(kernels::Phase::kNorm);
-    kernels::rms_norm(queue, normed, x, layer.ffn_norm.data(), static_cast<float>(config.rms_eps));
+    const Input ffn_in = layer.gate_up.input(normed), down_in = layer.down.input(hidden);
+    kernels::rms_norm(queue, ffn_in, x, layer.ffn_norm.data(), eps);
     in(kernels::Phase::kGateUp);
-    kernels::matmul(queue, gate_up, normed, layer.gate_up);
+    kernels::matmul(queue, gate_up, ffn_in, layer.gate_up);
     in(kernels::Phase::kSwiglu);
-    kernels::swiglu(queue, hidden, gate_up);
+    kernels::swiglu(queue, down_in, gate_up);
     in(kernels::Phase::kDown);
-    kernels::matmul(queue, update, hidden, layer.down);
+    kernels::matmul(queue, update, down_in, layer.down);
     if (hooks.all_reduce) hooks.all_reduce(l, update);
     in(kernels::Phase::kAdd);
     kernels::add(queue, x, update);
@@ -65,8 +69,8 @@ template <class Queue>
 void logits(Queue& queue, const LlamaConfig& config, const LlamaWeights<Queue>& weights,
             kernels::ConstTensor x, kernels::Tensor out) {
   const typename Queue::Mark mark(queue);
-  const kernels::Tensor normed =
-      kernels::matrix(queue.template scratch<float>(x.rows * x.cols), x.rows, x.cols);
+  const typename Queue::Input normed = weights.head.input(
+      kernels::matrix(queue.template scratch<float>(x.rows * x.cols), x.rows, x.cols));
   kernels::rms_norm(queue, normed, x, weights.output_norm.data(),
                     static_cast<float>(config.rms_eps));
   kernels::matmul(queue, out, normed, weights.head);

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // F8 on the GPU: inputs rounded with a scale a row, products by our kernel and by cuBLASLt (the
-// real one or the scripted one), tables. What is nearest is searched among all codes.
+// real one or the scripted one), tables; and that norm and SwiGLU write the bits that rounding
+// afterwards gives. What is nearest is searched among all codes.
 #include "kernels/cuda/f8.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "kernels/cuda/matrix.h"
@@ -114,6 +117,87 @@ TEST_F(CudaF8, ProductsOfOursAndOfCublas) {
       }
     }
   }
+}
+
+// What a matrix's input holds, F8 or bf16 (codes and scales), or what `x` becomes for it.
+struct Rounded {
+  std::vector<uint8_t> codes;
+  std::vector<float> scales;
+  bool operator==(const Rounded&) const = default;
+};
+
+class CudaInputs : public CudaF8 {
+ protected:
+  Rounded read(const ConstCudaInput& in) {
+    const auto size = static_cast<size_t>(in.rows() * in.cols());
+    Rounded out;
+    if (in.is_f8()) {
+      out = {std::vector<uint8_t>(size), std::vector<float>(static_cast<size_t>(in.rows()))};
+      queue().download(std::span(out.codes), in.f8.codes);
+      queue().download(std::span(out.scales), in.f8.scales);
+    } else {
+      EXPECT_EQ(in.tensor.dtype, DType::kBF16);
+      out.codes.resize(2 * size);
+      queue().download(std::span(out.codes), in.tensor.row<const uint8_t>(0));
+    }
+    queue().finish(std::chrono::steady_clock::now() + std::chrono::seconds(60));
+    return out;
+  }
+  Rounded round(ConstTensor x, const CudaMatrix& w) {
+    const CudaQueue::Mark mark(queue());
+    if (w.format() == WeightFormat::kF8E4M3) return read(to_f8_rows(queue(), x, w.input_bound()));
+    const Tensor out = {queue().scratch<bf16>(x.rows * x.cols), DType::kBF16, x.rows, x.cols,
+                        x.cols};
+    convert(queue(), out, x);
+    return read(CudaInput(out));
+  }
+  // write(input) puts rows of k into what w reads of them.
+  template <class Write>
+  void expect_as_rounded_afterwards(const CudaMatrix& w, int64_t rows, const Write& write) {
+    const int64_t k = w.k(), n = w.n();
+    const std::vector<float> nothing(static_cast<size_t>(rows * k), 7);
+    const DeviceArray<float> plain(queue(), nothing), room(queue(), nothing);
+    const Tensor x = matrix(plain.data(), rows, k);
+    write(CudaInput(x));
+    const CudaInput in = w.input(matrix(room.data(), rows, k));
+    write(in);
+    EXPECT_EQ(read(in), round(x, w));
+    const DeviceArray<float> a(queue(), std::vector<float>(static_cast<size_t>(rows * n)));
+    const DeviceArray<float> b(queue(), std::vector<float>(static_cast<size_t>(rows * n)));
+    matmul(queue(), matrix(a.data(), rows, n), x, w);
+    matmul(queue(), matrix(b.data(), rows, n), in, w);
+    const std::vector<float> want = a.host(), got = b.host();
+    EXPECT_EQ(std::memcmp(want.data(), got.data(), want.size() * sizeof(float)), 0);
+  }
+};
+
+TEST_F(CudaInputs, NormAndSwigluWriteTheBitsOfRoundingAfterwards) {
+  for (const int64_t k : {16, 288, 2064})
+    for (const int64_t rows : {1, 6})
+      for (const float bound : {kInfinity, 0.7f}) {
+        SCOPED_TRACE("k " + std::to_string(k) + ", rows " + std::to_string(rows));
+        const F8Weights f8(16, k, 9, bound);
+        const WeightProblem wide(WeightFormat::kBF16, 16, k, false, 6);
+        const WeightSource bf16_source = wide.source();
+        std::vector<float> x = random_floats(rows * 2 * k, false, 11);
+        if (rows > 1) {
+          std::fill_n(x.begin() + 2 * k, 2 * k, 0.0f);        // a row of zeros
+          x[static_cast<size_t>(4 * k)] = 3e5f;               // cut off by the bound
+          x[static_cast<size_t>(6 * k + 1)] = std::nanf("");  // stays one
+          for (int64_t i = 0; i < 2 * k; ++i) x[static_cast<size_t>(8 * k + i)] *= 1e-30f;
+        }
+        const DeviceArray<float> in(queue(), x), norm(queue(), random_floats(k, false, 12));
+        for (const WeightSource& source : {f8.source, bf16_source}) {
+          const CudaMatrix w = CudaMatrix::load(queue(), {&source, 1}, Precision::kDefault);
+          expect_as_rounded_afterwards(w, rows, [&](const CudaInput& out) {
+            rms_norm(queue(), out, ConstTensor{in.data(), DType::kF32, rows, k, 2 * k}, norm.data(),
+                     1e-5f);
+          });
+          expect_as_rounded_afterwards(w, rows, [&](const CudaInput& out) {
+            swiglu(queue(), out, matrix(in.data(), rows, 2 * k));
+          });
+        }
+      }
 }
 
 TEST_F(CudaF8, ATableIsLookedUp) {

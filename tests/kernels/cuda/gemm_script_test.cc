@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// What Gemm asks cuBLASLt for, and when: on the emulated GPU, with the scripted library.
+// What Gemm asks cuBLASLt for, and when: on the emulated GPU, with the scripted library; and what
+// is said where a library is missing.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
 #include <memory>
 #include <vector>
 
+#include "kernels/cuda/cudnn_api.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/matrix.h"
 #include "kernels/ops.h"
@@ -58,12 +60,56 @@ TEST(GemmScript, AnAlgorithmIsAskedForOnceAShapeAndOursServesWhereThereIsNone) {
   EXPECT_EQ(script.live, 0);
 }
 
+// A feed-forward of F8 or bf16: nothing but norm, SwiGLU and the sums' kernels is launched where
+// they write what the matrices read, one launch more for each where they write f32.
+TEST(GemmScript, RowsThatAMatrixReadsAreRoundedWhereTheyAreWritten) {
+  CudaQueue queue(0);
+  queue.use(scripted_cublaslt());
+  const int64_t rows = 3, dim = 32, ffn = 48;
+  for (const WeightFormat format : {WeightFormat::kF8E4M3, WeightFormat::kBF16}) {
+    const WeightProblem up(format, 2 * ffn, dim, false, 1), down(format, dim, ffn, false, 2);
+    const WeightSource sources[] = {up.source(), down.source()};
+    const CudaMatrix w_up = CudaMatrix::load(queue, {&sources[0], 1}, Precision::kDefault);
+    const CudaMatrix w_down = CudaMatrix::load(queue, {&sources[1], 1}, Precision::kDefault);
+    ASSERT_EQ(w_up.format(), format);
+    const auto zeros = [](int64_t n) { return std::vector<float>(static_cast<size_t>(n)); };
+    const DeviceArray<float> x(queue, random_floats(rows * dim, false, 3)),
+        norm(queue, random_floats(dim, false, 4)), normed(queue, zeros(rows * dim)),
+        gate_up(queue, zeros(rows * 2 * ffn)), hidden(queue, zeros(rows * ffn)),
+        out(queue, zeros(rows * dim));
+    std::vector<float> results[2];
+    for (const bool asked : {false, true}) {
+      const Tensor f32[] = {matrix(normed.data(), rows, dim), matrix(hidden.data(), rows, ffn)};
+      const CudaInput up_in = asked ? w_up.input(f32[0]) : f32[0];
+      const CudaInput down_in = asked ? w_down.input(f32[1]) : f32[1];
+      const int64_t before = cuda_emulation::launches;
+      const int products = cublas_script().products;
+      rms_norm(queue, up_in, matrix(x.data(), rows, dim), norm.data(), 1e-5f);
+      matmul(queue, matrix(gate_up.data(), rows, 2 * ffn), up_in, w_up);
+      swiglu(queue, down_in, matrix(gate_up.data(), rows, 2 * ffn));
+      matmul(queue, matrix(out.data(), rows, dim), down_in, w_down);
+      EXPECT_EQ(cuda_emulation::launches - before, asked ? 2 : 4);
+      EXPECT_EQ(cublas_script().products - products, 2);
+      results[asked ? 1 : 0] = out.host();
+    }
+    EXPECT_EQ(results[0], results[1]);
+  }
+}
+
 TEST(CublasLibrary, AMissingOneIsNamed) {
   setenv("ANNULUS_CUBLASLT", "/nowhere/libcublasLt.so.13", 1);
   const absl::Status status = load_cublaslt().status();
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_NE(status.message().find("/nowhere/libcublasLt.so.13"), absl::string_view::npos) << status;
   EXPECT_NE(status.message().find("install cuBLAS"), absl::string_view::npos) << status;
+}
+
+TEST(CudnnLibrary, AMissingOneIsNamed) {
+  setenv("ANNULUS_CUDNN", "/nowhere/libcudnn.so.9", 1);
+  const absl::Status status = load_cudnn().status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_NE(status.message().find("/nowhere/libcudnn.so.9"), absl::string_view::npos) << status;
+  EXPECT_NE(status.message().find("deploy/install --cudnn"), absl::string_view::npos) << status;
 }
 
 }  // namespace

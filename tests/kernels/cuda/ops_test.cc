@@ -56,7 +56,7 @@ TEST_F(CudaOps, RmsNormToBf16) {
   const auto x = random_floats(3 * 65, false, 1), weight = random_floats(65, false, 2);
   const Floats in(queue(), x), w(queue(), weight);
   const DeviceArray<bf16> out(queue(), std::vector<bf16>(x.size()));
-  rms_norm(queue(), {out.data(), DType::kBF16, 3, 65, 65}, matrix(in.data(), 3, 65), w.data(),
+  rms_norm(queue(), Tensor{out.data(), DType::kBF16, 3, 65, 65}, matrix(in.data(), 3, 65), w.data(),
            1e-5f);
   std::vector<float> got;
   for (const bf16 b : out.host()) got.push_back(to_float(b));

@@ -45,6 +45,7 @@ struct Event;
 void enqueue(Stream* stream, std::function<void()> work);
 // Work that waits for other ranks: false means "not yet", and it is called again.
 void enqueue_waiting(Stream* stream, std::function<bool()> work);
+inline thread_local int64_t launches = 0;  // of kernels by this thread, empty ones aside
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
 
 // kernels/cuda/tensor_core.cuh: of the warp, by the layouts of the PTX manual. Copies happen at
@@ -190,6 +191,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   if (!cuda_emulation::shared_is_allowed(reinterpret_cast<const void*>(kernel), shared)) {
     return cudaErrorInvalidValue;
   }
+  ++cuda_emulation::launches;
   std::tuple<std::remove_cv_t<Parameters>...> copies(std::forward<Arguments>(arguments)...);
   cuda_emulation::enqueue(
       config->stream, [kernel, copies, shared, grid = config->gridDim, block = config->blockDim] {
