@@ -128,6 +128,7 @@ class VirtualQueue {
   void copy(std::byte*, const std::byte*, int64_t) {}
   void fill(std::byte*, std::byte, int64_t) {}
   void finish(std::chrono::steady_clock::time_point) {}
+  void retire(const Memory&) {}
 
  private:
   static std::byte* take(int64_t bytes) {  // an address that faults if it is followed
