@@ -16,6 +16,7 @@
 #include "kernels/cuda/matrix.h"
 #include "kernels/cuda/sdpa.h"
 #include "kernels/ops.h"
+#include "kernels/sampling.h"
 
 namespace annulus::bench {
 namespace {
@@ -208,6 +209,28 @@ class Bench {
         {"  the same by cuDNN", theirs, work / theirs, unit, work / theirs / limit, limit_name});
   }
 
+  // Of a Llama 3 vocabulary; the logits are read once at the least.
+  void sampling(int64_t n, const char* how, LogitWish wish) {
+    const auto vocab = static_cast<int32_t>(scaled(128256, 64));
+    const std::vector<bf16> draws = random_bf16(static_cast<size_t>(n * vocab));
+    std::vector<float> values(draws.size());
+    std::transform(draws.begin(), draws.end(), values.begin(), [](bf16 x) { return to_float(x); });
+    wish.id_at = 0;
+    wish.random = uint64_t{1} << 63;
+    const CudaMemory logits = to_device(values),
+                     wishes = to_device(std::vector<LogitWish>(static_cast<size_t>(n), wish)),
+                     ids(4), answers(n * static_cast<int64_t>(sizeof(LogitAnswer)));
+    const double ms = time([&] {
+      sample(queue_, {reinterpret_cast<const float*>(logits.data()), n, 1, vocab},
+             {reinterpret_cast<const LogitWish*>(wishes.data()), static_cast<size_t>(n)},
+             {reinterpret_cast<LogitAnswer*>(answers.data()), nullptr, 0,
+              reinterpret_cast<int32_t*>(ids.data())});
+    });
+    const double gb_s = 1e-6 * static_cast<double>(values.size() * sizeof(float)) / ms;
+    rows.push_back({concat("sampling, ", how, ", ", n, " of ", vocab), ms, gb_s, "GB/s",
+                    gb_s / copy_gb_s_, "copy"});
+  }
+
   std::vector<GpuRow> rows;
 
  private:
@@ -271,6 +294,12 @@ std::vector<GpuRow> measure_gpu(CudaQueue& queue, const GpuBenchOptions& options
   bench.attention("405B TP8", 16, 1, 128, 1, 131072);
   bench.attention("8B", 32, 8, 128, 1, 131072);
   bench.attention("8B", 32, 8, 128, 1, 8192);
+  const LogitWish plain = {.greedy = false},
+                  filtered = {.top_p = 0.9f, .top_k = 40, .greedy = false};
+  bench.sampling(1, "greedy", {});
+  bench.sampling(1, "temperature 1", plain);
+  bench.sampling(1, "top-k, top-p", filtered);
+  bench.sampling(64, "top-k, top-p", filtered);
   return std::move(bench.rows);
 }
 

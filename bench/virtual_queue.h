@@ -25,6 +25,7 @@
 #include "kernels/attention.h"
 #include "kernels/core/phase.h"
 #include "kernels/ops.h"
+#include "kernels/sampling.h"
 
 namespace annulus::kernels {
 
@@ -131,6 +132,7 @@ class VirtualQueue {
   void copy(std::byte*, const std::byte*, int64_t) {}
   void fill(std::byte*, std::byte, int64_t) {}
   void finish(std::chrono::steady_clock::time_point) {}
+  void retire(const Memory&) {}
 
  private:
   static std::byte* take(int64_t bytes) {  // an address that faults if it is followed
@@ -191,6 +193,12 @@ template <>
 inline void gather_rows(VirtualQueue& queue, Tensor out, ConstTensor, std::span<const int32_t>) {
   virtual_queue::rows(queue, 2 * virtual_queue::elements(out));
 }
+// Not metered: a host's work on CPUs, and little beside the head's on GPUs.
+template <>
+inline void sample(VirtualQueue&, const Logits&, std::span<const LogitWish>, const SampleOut&) {}
+template <>
+inline void resolve_ids(VirtualQueue&, std::span<int32_t>, std::span<const int32_t>,
+                        const int32_t*) {}
 template <>
 inline void clear(VirtualQueue& queue, Partial acc) {
   virtual_queue::rows(queue, 0, 4 * acc.elements());

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The op list: everything that a Llama step computes on one device, attention aside
-// (kernels/attention.h). An op is a function template on the queue type, declared here once and
-// specialised in kernels/cpu/<op>.cc and kernels/cuda/<op>.cu; a missing specialisation is a link
-// error. Ops only enqueue (a CPU queue may run its work at the call), allocate nothing but queue
-// scratch, and CHECK shapes at their front. Activations between ops are f32 rows on CPUs; a matmul
-// rounds its input to bf16 where the weights are held in 16 bits or fewer and the CPU multiplies
-// bf16 (class bf16 of the goldens). Called by parallel/model/llama and parallel/ring_attention,
-// from the one thread that owns the queue.
+// The op list: everything that a Llama step computes on one device but attention
+// (kernels/attention.h) and sampling (kernels/sampling.h). An op is a function template on the
+// queue type, declared here once and specialised in kernels/cpu/<op>.cc and kernels/cuda/<op>.cu; a
+// missing specialisation is a link error. Ops only enqueue (a CPU queue may run its work at the
+// call), allocate nothing but queue scratch, and CHECK shapes at their front. Activations between
+// ops are f32 rows on CPUs; a matmul rounds its input to bf16 where the weights are held in 16 bits
+// or fewer and the CPU multiplies bf16 (class bf16 of the goldens). Called by parallel/model/llama
+// and parallel/ring_attention, from the one thread that owns the queue.
 #pragma once
 
 #include <cstdint>

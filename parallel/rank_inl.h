@@ -47,27 +47,9 @@ absl::Status RankOn<Queue>::check(const StepPlan& plan) const {
         return bad("target ", wanted.target, " of ", config_.vocab);
     }
     if (item.sampled.step < 0) continue;
-    const auto step_is = [&](const auto& entry) { return entry.first == item.sampled.step; };
-    const auto found = std::find_if(sampled_.begin(), sampled_.end(), step_is);
-    if (found == sampled_.end()) return bad("no ids sampled in step ", item.sampled.step);
-    if (index(item.sampled.row) >= found->second.size()) {
-      return bad("row ", item.sampled.row, " of the ", found->second.size(), " sampled in step ",
-                 item.sampled.step);
-    }
+    if (absl::Status known = sampled_.check(item.sampled); !known.ok()) return bad(known.message());
   }
   return absl::OkStatus();
-}
-
-template <class Queue>
-int32_t RankOn<Queue>::token_of(const Item& item) const {
-  for (const auto& [at, ids] : sampled_) {
-    if (at != item.sampled.step) continue;
-    ANNULUS_CHECK(item.sampled.row >= 0 && index(item.sampled.row) < ids.size(), "row ",
-                  item.sampled.row);
-    return ids[index(item.sampled.row)];
-  }
-  ANNULUS_CHECK(false, "sampled ids of step ", item.sampled.step, " are gone");
-  return 0;
 }
 
 template <class Queue>
@@ -83,7 +65,7 @@ StepRows RankOn<Queue>::rows_of(const StepPlan& plan) {
                       " tokens for ", mine.size(), " rows");
         rows.ids.insert(rows.ids.end(), item.tokens.begin(), item.tokens.end());
       } else if (!mine.empty()) {
-        rows.ids.push_back(token_of(item));
+        rows.ids.push_back(~sampled_.at(item.sampled));
       }
       const std::vector<int64_t> where = store_.append(item.slot, mine);
       rows.slot_rows.insert(rows.slot_rows.end(), where.begin(), where.end());
@@ -175,7 +157,12 @@ absl::StatusOr<StepResult> RankOn<Queue>::apply(const StepPlan& plan, Clock::tim
     cos_sin_.resize(index(n * d));
     fill_cos_sin(frequencies_, rows.positions, cos_sin_.data());
     const auto cos_sin = queue_.upload(std::span<const float>(cos_sin_));
-    const auto ids = queue_.upload(std::span<const int32_t>(rows.ids));
+    auto ids = queue_.upload(std::span<const int32_t>(rows.ids));
+    if (std::any_of(rows.ids.begin(), rows.ids.end(), [](int32_t id) { return id < 0; })) {
+      const std::span<int32_t> known(queue_.template scratch<int32_t>(n), index(n));
+      kernels::resolve_ids(queue_, known, ids, sampled_.data());
+      ids = known;
+    }
     const auto slot_rows = queue_.upload(std::span<const int64_t>(rows.slot_rows));
     upload(queue_, std::span(layouts));
     const Tensor x = matrix(queue_.template scratch<float>(n * config_.dim), n, config_.dim);
@@ -191,13 +178,18 @@ absl::StatusOr<StepResult> RankOn<Queue>::apply(const StepPlan& plan, Clock::tim
       };
     }
     forward(queue_, config_, *weights_, topology_.tp, ids, matrix(cos_sin.data(), n, d), hooks, x);
-    answer_wanted(plan, rows, x, result);
+    share_sampled(plan, answer_wanted(plan, rows, x));
     result.rows = static_cast<int32_t>(n);
     result.logit_rows = static_cast<int32_t>(std::ssize(rows.wanted));
   }
-  share_sampled(plan, result);
-  finish();
-  if (topology_.tp_rank(world_rank_) != 0) result.wanted.clear();
+  finish();  // once a step: until here the host has waited for nothing
+  if (topology_.tp_rank(world_rank_) == 0) {
+    for (size_t r = 0; r < rows.wanted.size(); ++r) {
+      const OwnWanted& w = rows.wanted[r];
+      const auto top = std::span(found_.top).subspan(r * index(found_.top_room));
+      result.wanted.push_back(answer_of(found_.answers[r], top, config_.vocab, w.item, *w.wanted));
+    }
+  }
   result.kv_rows = store_.rows_used();
   result.kv_bytes = store_.bytes_used();
   result.workspace_peak_bytes = workspace_peak_;

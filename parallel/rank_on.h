@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <deque>
 #include <memory>
 #include <span>
 #include <utility>
@@ -16,12 +15,14 @@
 #include "kernels/attention.h"
 #include "kernels/core/phase.h"
 #include "kernels/ops.h"
+#include "kernels/sampling.h"
 #include "parallel/kv_store.h"
 #include "parallel/measure.h"
 #include "parallel/model/llama.h"
 #include "parallel/model/rope.h"
 #include "parallel/rank.h"
 #include "parallel/ring_attention.h"
+#include "parallel/sampled_ids.h"
 
 namespace annulus::parallel::rank_on {
 
@@ -30,8 +31,7 @@ using kernels::Phase;
 using kernels::Tensor;
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t kLogitRows = 64;   // rows whose logits are held at once
-constexpr size_t kSampledSteps = 4;  // steps whose sampled ids may be named by a later plan
+constexpr int64_t kLogitRows = 64;  // rows whose logits are held at once
 
 inline double us_since(Clock::time_point start) {
   return std::chrono::duration<double, std::micro>(Clock::now() - start).count();
@@ -66,9 +66,18 @@ struct OwnWanted {
 
 // This rank's rows of a step, groups and items one after the other.
 struct StepRows {
-  std::vector<int32_t> ids, positions;
+  std::vector<int32_t> ids;  // or ~ the place of a sampled one (SampledIds)
+  std::vector<int32_t> positions;
   std::vector<int64_t> slot_rows;  // where each row's KV goes
   std::vector<OwnWanted> wanted;   // by item
+};
+
+// What the device answers to the wanted rows, on the host once the queue has finished; keeps its
+// memory.
+struct Found {
+  std::vector<kernels::LogitAnswer> answers;
+  std::vector<kernels::Candidate> top;  // [rows, top_room]
+  int64_t top_room = 0;
 };
 
 template <class Queue>
@@ -114,13 +123,12 @@ class RankOn final : public Rank {
  private:
   int32_t cp_rank() const { return topology_.cp_rank(world_rank_); }
   absl::Status check(const StepPlan& plan) const;
-  int32_t token_of(const Item& item) const;
   StepRows rows_of(const StepPlan& plan);
   void attend(int32_t layer, std::span<const GroupLayout> layouts,
               std::span<const int64_t> slot_rows, kernels::ConstTensor q, kernels::ConstTensor k,
               kernels::ConstTensor v, Tensor out, StepResult& result);
-  void answer_wanted(const StepPlan& plan, const StepRows& rows, Tensor x, StepResult& result);
-  void share_sampled(const StepPlan& plan, const StepResult& result);
+  std::span<const int32_t> answer_wanted(const StepPlan& plan, const StepRows& rows, Tensor x);
+  void share_sampled(const StepPlan& plan, std::span<const int32_t> own);
   void reached(int32_t at_layer, int32_t at_hop);
   void finish() { queue_.finish(Clock::now() + patience_); }
   double waited_us() const {  // for peers, since the epoch began
@@ -141,8 +149,9 @@ class RankOn final : public Rank {
   std::vector<double> frequencies_;
   std::vector<float> cos_sin_;  // [rows, head_dim] of the step; keeps its memory
   ShardState state_;
-  PositionLists position_lists_;                                  // of other ranks' rows
-  std::deque<std::pair<int64_t, std::vector<int32_t>>> sampled_;  // step, ids by row
+  PositionLists position_lists_;  // of other ranks' rows
+  SampledIds<Queue> sampled_;
+  Found found_;                 // of this step
   int64_t workspace_peak_ = 0;  // of attention in this step, bytes
   std::atomic<int64_t> step_{0}, progress_{0};
   std::atomic<int32_t> layer_{0}, hop_{0};

@@ -37,7 +37,8 @@ class Mirror {
       if (same_ == values_.size()) return;
       const int64_t wanted = bytes(values_.size());
       if (device_.bytes() < wanted) {
-        device_ = typename Queue::Memory(std::max(2 * device_.bytes(), wanted));
+        const int64_t room = std::max(2 * device_.bytes(), wanted);
+        queue.retire(std::exchange(device_, typename Queue::Memory(room)));
         same_ = 0;
       }
       queue.write(device_.data() + bytes(same_), values_.data() + same_, wanted - bytes(same_));

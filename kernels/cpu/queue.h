@@ -102,6 +102,8 @@ class CpuQueue {
   void copy(std::byte* to, const std::byte* from, int64_t bytes) { std::copy_n(from, bytes, to); }
   void fill(std::byte* to, std::byte value, int64_t bytes) { std::fill_n(to, bytes, value); }
   void finish(std::chrono::steady_clock::time_point) {}  // everything has run at the call
+  // Gives the memory back once what was enqueued has run.
+  void retire(Memory) {}
 
   // Scratch taken after a Mark is given back when it ends; marks nest.
   class Mark {

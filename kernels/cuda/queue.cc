@@ -181,6 +181,7 @@ void CudaQueue::finish(std::chrono::steady_clock::time_point deadline) {
   if (poll_) poll_();  // a stream also ends where its transfers were aborted
   for (const Fetched& f : fetched) std::memcpy(f.to, f.from, f.bytes);
   pinned_.rewind({});
+  retired_.clear();
 }
 
 }  // namespace annulus::kernels

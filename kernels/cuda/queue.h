@@ -97,6 +97,10 @@ class CudaQueue {
   // throws. Empty = none.
   void set_poll(std::function<void()> poll) { poll_ = std::move(poll); }
 
+  // Gives the memory back at the end of finish(), for what was enqueued may use it, and a cudaFree
+  // waits for the device.
+  void retire(Memory memory) { retired_.push_back(std::move(memory)); }
+
   // Waits for what was enqueued. DeviceError at the deadline, or for what the device found.
   void finish(std::chrono::steady_clock::time_point deadline);
 
@@ -160,6 +164,7 @@ class CudaQueue {
     size_t bytes;
   };
   std::vector<Fetched> fetched_;
+  std::vector<Memory> retired_;
   std::unique_ptr<Gemm> gemm_;
   std::function<void()> poll_;
   PhaseClock phases_;

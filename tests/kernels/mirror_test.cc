@@ -28,6 +28,7 @@ struct FarQueue {
     std::memcpy(to, from, static_cast<size_t>(bytes));
     written += bytes;
   }
+  void retire(const Memory&) {}
   int64_t written = 0;
 };
 

@@ -11,8 +11,11 @@
 namespace annulus::parallel {
 
 // Two sequences: prefill in two chunks beside decode, decode from what was sampled, then a fork, a
-// truncation over a page's edge, and more prefill behind what is cached.
-inline std::vector<StepPlan> engine_script(int32_t cp, Variant variant) {
+// truncation over a page's edge, and more prefill behind what is cached. `sampling` of the first,
+// `other_sampling` of the second.
+inline std::vector<StepPlan> engine_script_with(int32_t cp, Variant variant,
+                                                const SamplingParams& sampling,
+                                                const SamplingParams& other_sampling) {
   std::vector<StepPlan> plans;
   ShardState state = testing::state_of(cp);
   const auto add = [&](std::vector<Op> ops, std::vector<Item> items) {
@@ -34,7 +37,10 @@ inline std::vector<StepPlan> engine_script(int32_t cp, Variant variant) {
   };
   Item prompt = testing::item_of(1, 0, 13), other = testing::item_of(2, 0, 7);
   other.wanted = {{6, true, 5, 2, true}};
-  add({testing::admit(1), testing::admit(2, 1 % cp)}, {prompt, other});
+  Op first = testing::admit(1), second = testing::admit(2, 1 % cp);
+  first.sampling = sampling;
+  second.sampling = other_sampling;
+  add({first, second}, {prompt, other});
   prompt = testing::item_of(1, 13, 9);
   prompt.wanted = {{13, false, 3, 0}, {21, true, -1, 4}};
   add({}, {prompt, decode(2, 7, {0, 0})});
@@ -46,6 +52,14 @@ inline std::vector<StepPlan> engine_script(int32_t cp, Variant variant) {
       {more, again});
   add({testing::op_of(Op::Kind::kRelease, 1)}, {decode(3, 31, {3, 0}), decode(2, 8, {3, 1})});
   return plans;
+}
+
+inline std::vector<StepPlan> engine_script(int32_t cp, Variant variant) {
+  return engine_script_with(cp, variant, {}, {});
+}
+// With every filter.
+inline std::vector<StepPlan> sampled_script(int32_t cp, Variant variant) {
+  return engine_script_with(cp, variant, {0.9f, 40, 0.95f, 0, 11}, {1.3f, 0, 1, 0.02f, 12});
 }
 
 }  // namespace annulus::parallel

@@ -12,16 +12,16 @@ namespace {
 using kernels::CudaQueue;
 using kernels::Precision;
 
-class EngineOnAGpu : public ::testing::TestWithParam<std::tuple<Precision, bool>> {};
+class EngineOnAGpu : public ::testing::TestWithParam<std::tuple<Precision, bool, bool>> {};
 
 TEST_P(EngineOnAGpu, AnswersAsOneRankOnACpu) {
-  const auto [precision, cublas] = GetParam();
+  const auto [precision, cublas, sampled] = GetParam();
   if (const auto device = kernels::find_cuda_device(0); !device.ok()) {
     GTEST_SKIP() << device.status();
   }
   const auto library = kernels::load_cublaslt();
   if (cublas && !library.ok()) GTEST_SKIP() << library.status();
-  const EngineProblem problem(precision);
+  const EngineProblem problem(precision, sampled ? sampled_script : engine_script);
   static constexpr NcclApi kNone = {};  // a group of one calls nothing
   std::unique_ptr<Rank> rank;
   auto queue = std::make_unique<CudaQueue>(0);
@@ -38,7 +38,7 @@ TEST_P(EngineOnAGpu, AnswersAsOneRankOnACpu) {
 
 INSTANTIATE_TEST_SUITE_P(Precisions, EngineOnAGpu,
                          ::testing::Combine(::testing::Values(Precision::kF32, Precision::kDefault),
-                                            ::testing::Bool()));
+                                            ::testing::Bool(), ::testing::Bool()));
 
 }  // namespace
 }  // namespace annulus::parallel

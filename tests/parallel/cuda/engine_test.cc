@@ -2,7 +2,11 @@
 // The whole engine on emulated GPUs, joined by a scripted NCCL: the same plans as one rank on a CPU
 // gives the same answers, for every layout and variant.
 #include <barrier>
+#include <functional>
+#include <map>
 #include <mutex>
+#include <set>
+#include <utility>
 
 #include "kernels/cuda/matrix.h"
 #include "parallel/comm_nccl.h"
@@ -44,8 +48,9 @@ std::shared_ptr<const LlamaWeights<CudaQueue>> weights_of(const EngineProblem& p
   return weights;
 }
 
+// `after` is told each step's end by each rank, on its thread.
 Answers answers_of(const EngineProblem& problem, Topology topology, Variant variant,
-                   bool sent = false) {
+                   bool sent = false, const std::function<void(size_t step)>& after = {}) {
   const int32_t ranks = topology.world();
   std::vector<std::string> addresses(static_cast<size_t>(ranks));
   std::barrier all(ranks);
@@ -65,6 +70,7 @@ Answers answers_of(const EngineProblem& problem, Topology topology, Variant vari
       rank = problem.rank_on(std::move(queue), world->groups(), topology, me);
     }
     problem.run(*rank, topology, me, variant, [&](size_t step, const auto& wanted) {
+      if (after) after(step);
       const std::lock_guard lock(mutex);
       answers[step].insert(answers[step].end(), wanted.begin(), wanted.end());
     });
@@ -105,6 +111,35 @@ TEST(CudaWeights, ThatWereSentAnswerAsThoseThatWereRead) {
   const EngineProblem fp32(Precision::kF32), bf16(Precision::kDefault);
   fp32.expect_equal(answers_of(fp32, {2, 3}, Variant::kPassKv, /*sent=*/true));
   bf16.expect_equal(answers_of(bf16, {1, 2}, Variant::kPassQ, /*sent=*/true));
+}
+
+// What is drawn is drawn from logits that differ by 1e-4 at most, with the same numbers.
+TEST(CudaEngineSampled, DrawsAsOneRankOnACpu) {
+  const EngineProblem problem(Precision::kF32, sampled_script);
+  const EngineProblem greedy(Precision::kF32);
+  EXPECT_NE(problem.of_cpu, greedy.of_cpu) << "no draw has left the best";
+  for (const Topology topology : {Topology{1, 1}, Topology{2, 1}, Topology{1, 3}, Topology{2, 2}})
+    problem.expect_equal(answers_of(problem, topology, Variant::kGatherQ));
+}
+
+// Decode names ids that only the device knows: the host waits once a step, for answers, when all of
+// it is enqueued.
+TEST(CudaEngineSampled, AStepWaitsOnceForTheGpu) {
+  const EngineProblem problem(Precision::kF32, sampled_script);
+  std::mutex mutex;                           // guards waits
+  std::map<size_t, std::set<int64_t>> waits;  // by step, of any rank
+  for (const Topology topology : {Topology{1, 1}, Topology{2, 1}, Topology{1, 3}, Topology{2, 2}}) {
+    (void)answers_of(problem, topology, Variant::kGatherQ, false, [&](size_t step) {
+      thread_local int64_t before = 0;
+      const int64_t now = cuda_emulation::host_waits();
+      const std::lock_guard lock(mutex);
+      waits[step].insert(now - std::exchange(before, now));
+    });
+  }
+  waits.erase(0);  // weights were loaded before it
+  EXPECT_EQ(waits.size(), problem.of_cpu.size() - 1);
+  for (const auto& [step, of_ranks] : waits)
+    EXPECT_EQ(of_ranks, std::set<int64_t>{1}) << "step " << step;
 }
 
 // Prompts of several tiles of keys, so that attention goes by TMA and wgmma: a long one beside a

@@ -10,6 +10,7 @@
 #include <numeric>
 #include <set>
 
+#include "kernels/cpu/queue.h"
 #include "plans.h"
 
 namespace annulus::parallel {
@@ -22,6 +23,23 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 SamplingParams at(float temperature, int32_t top_k = 0, float top_p = 1, float min_p = 0) {
   return {temperature, top_k, top_p, min_p, 17};
+}
+
+WantedResult answer(const std::vector<float>& logits, const SamplingParams& params, int32_t item,
+                    const Wanted& wanted) {
+  static kernels::CpuQueue queue(1);
+  const auto vocab = static_cast<int32_t>(logits.size());
+  const kernels::LogitWish wish = wish_of(params, wanted, vocab, 0);
+  kernels::LogitAnswer found;
+  std::vector<kernels::Candidate> top(static_cast<size_t>(wish.top));
+  int32_t id = -1;
+  kernels::sample(queue, {logits.data(), 1, 1, vocab}, {&wish, 1},
+                  {&found, top.data(), wish.top, &id});
+  EXPECT_EQ(id, found.token);
+  return answer_of(found, top, vocab, item, wanted);
+}
+int32_t sample(const std::vector<float>& logits, const SamplingParams& params, int64_t position) {
+  return answer(logits, params, 0, {position, true, -1, 0}).token;
 }
 
 // Known answers of the Random123 distribution (Salmon et al., SC 2011), philox4x32, 10 rounds.
@@ -45,7 +63,7 @@ TEST(Philox, UniformIsEven) {
   const int n = 64000;
   std::array<int, 64> bins{};
   for (int i = 0; i < n; ++i) {
-    const double u = philox_uniform(99, static_cast<uint64_t>(i));
+    const double u = static_cast<double>(philox_uniform(99, static_cast<uint64_t>(i))) * 0x1p-64;
     ASSERT_TRUE(u >= 0 && u < 1);
     ++bins[static_cast<size_t>(u * 64)];
   }
@@ -65,7 +83,8 @@ TEST(Greedy, TiesGoToTheSmallerId) {
   }
 }
 
-// Against exact sums in long double; the polynomial is good to 1e-8, a float holds 6e-8 of 1.
+// Against exact sums in long double; the polynomial is good to 1e-8, rounded weights
+// to 1e-9, a float holds 6e-8 of 1.
 TEST(Logprobs, AreOfTheUntemperedSoftmax) {
   Random random(1);
   for (const size_t n : {1u, 7u, 8u, 1000u, 49152u}) {

@@ -46,6 +46,9 @@ void enqueue(Stream* stream, std::function<void()> work);
 // Work that waits for other ranks: false means "not yet", and it is called again.
 void enqueue_waiting(Stream* stream, std::function<bool()> work);
 inline thread_local int64_t launches = 0;  // of kernels by this thread, empty ones aside
+// How often this thread has waited for its GPU, or asked whether it has finished, with work that it
+// had not waited for before.
+int64_t host_waits();
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
 
 // kernels/cuda/tensor_core.cuh: of the warp, by the layouts of the PTX manual. Copies happen at

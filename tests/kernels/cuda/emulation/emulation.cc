@@ -299,6 +299,7 @@ void run_grid(dim3 grid, dim3 size, size_t shared_bytes, const std::function<voi
 struct Stream {
   std::deque<std::function<bool()>> work;
   int64_t enqueued = 0, run = 0;
+  int64_t waited_for = 0;  // by the host
   bool running = false;
 
   // Runs what can run of the first `count`; false where something waits for others.
@@ -319,12 +320,22 @@ thread_local std::vector<std::unique_ptr<Stream>>
     destroyed;                                           // what they recorded may be waited for
 thread_local std::map<const std::byte*, size_t> pinned;  // blocks of cudaMallocHost
 
+thread_local int64_t waits = 0;
+void note_wait(Stream& stream) {
+  if (stream.waited_for == stream.enqueued) return;
+  stream.waited_for = stream.enqueued;
+  ++waits;
+}
+
 bool is_pinned(const void* data) {
   const auto* const at = static_cast<const std::byte*>(data);
   auto next = pinned.upper_bound(at);
   if (next == pinned.begin()) return false;
   --next;
   return at < next->first + next->second;
+}
+int64_t host_waits() {
+  return waits;
 }
 struct Event {
   Stream* stream = nullptr;
@@ -433,10 +444,12 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  cuda_emulation::note_wait(*stream);
   while (!stream->run_to(stream->enqueued)) std::this_thread::yield();
   return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  cuda_emulation::note_wait(*stream);
   return stream->run_to(stream->enqueued) ? cudaSuccess : cudaErrorNotReady;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
