@@ -91,6 +91,9 @@ void RankOn<Queue>::share_sampled(const StepPlan& plan, std::span<const int32_t>
                 counts[index(cp_rank())]);
   const std::span<int32_t> gathered(queue_.template scratch<int32_t>(std::ssize(wanted)),
                                     wanted.size());
+  // Room first: it may be allocated, which should not wait behind a transfer.
+  const std::span<int32_t> kept =
+      sampled_.add(queue_, plan.step, static_cast<int32_t>(wanted.size()));
   const OpId op{step_.load(), config_.layers, 0, 0, "sampled ids"};
   groups_.cp->all_gather(queue_, std::as_bytes(own), std::as_writable_bytes(gathered), bytes, op);
   // They came by rank.
@@ -98,8 +101,8 @@ void RankOn<Queue>::share_sampled(const StepPlan& plan, std::span<const int32_t>
   std::exclusive_scan(counts.begin(), counts.end(), next.begin(), int64_t{0});
   std::vector<int32_t> by_row;
   for (const int32_t rank : owners) by_row.push_back(~static_cast<int32_t>(next[index(rank)]++));
-  kernels::resolve_ids(queue_, sampled_.add(queue_, plan.step, static_cast<int32_t>(by_row.size())),
-                       queue_.upload(std::span<const int32_t>(by_row)), gathered.data());
+  kernels::resolve_ids(queue_, kept, queue_.upload(std::span<const int32_t>(by_row)),
+                       gathered.data());
 }
 
 }  // namespace annulus::parallel::rank_on

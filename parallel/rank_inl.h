@@ -184,10 +184,17 @@ absl::StatusOr<StepResult> RankOn<Queue>::apply(const StepPlan& plan, Clock::tim
   }
   finish();  // once a step: until here the host has waited for nothing
   if (topology_.tp_rank(world_rank_) == 0) {
-    for (size_t r = 0; r < rows.wanted.size(); ++r) {
-      const OwnWanted& w = rows.wanted[r];
-      const auto top = std::span(found_.top).subspan(r * index(found_.top_room));
-      result.wanted.push_back(answer_of(found_.answers[r], top, config_.vocab, w.item, *w.wanted));
+    result.wanted.resize(rows.wanted.size());
+    const auto answer = [&](int64_t r, int) {
+      const OwnWanted& w = rows.wanted[index(r)];
+      const auto top = std::span(found_.top).subspan(index(r * found_.top_room));
+      result.wanted[index(r)] =
+          answer_of(found_.answers[index(r)], top, config_.vocab, w.item, *w.wanted);
+    };
+    if constexpr (Queue::kHostMemory) {
+      queue_.parallel_for(std::ssize(rows.wanted), answer);
+    } else {
+      for (int64_t r = 0; r < std::ssize(rows.wanted); ++r) answer(r, 0);
     }
   }
   result.kv_rows = store_.rows_used();

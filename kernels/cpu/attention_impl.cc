@@ -12,6 +12,7 @@
 //           K and V of padding are never read: they may be uninitialised.
 // Limits    head_dim % 8 == 0 (few: % 32), checked by attention.cc.
 #include "kernels/cpu/attention_fetch.h"
+#include "kernels/cpu/attention_few_amx.h"
 #include "kernels/cpu/attention_kernels.h"
 #include "kernels/cpu/attention_panels.h"
 #include "kernels/cpu/attention_rows.h"
@@ -36,7 +37,7 @@ void attend_tiled(const AttendBlock& block, std::byte* scratch) {
   auto* v = reinterpret_cast<Element*>(s.v);
   const Bounds all = bounds(s.rows.position, 0, m);
 
-  Panels::begin();
+  [[maybe_unused]] const typename Panels::Scope scope;
   KeyTile tile;
   int64_t work = 0;
   for (int32_t first = block.first_key; first < block.last_key; first += kTile) {
@@ -86,7 +87,6 @@ void attend_tiled(const AttendBlock& block, std::byte* scratch) {
       block.poll(block.poll_context);
     }
   }
-  Panels::end();
   finish(block, s.rows, s.o, columns);
 }
 
@@ -291,15 +291,46 @@ ANNULUS_INLINE void output_tile(float* o, int32_t m, int32_t d, const float* cor
 
 #endif
 
+// The products of attend_few, head by head, where K and V lie. AMX: attention_few_amx.h.
 template <class Dot, class E>
+class FewVectors {
+ public:
+  __attribute__((always_inline)) FewVectors(const AttendBlock& block, const Scratch& s, int32_t m)
+      : block_(block), s_(s), m_(m), d_(block.head_dim) {}
+
+  // Scores of 16 keys.
+  __attribute__((always_inline)) void score(int32_t head, int32_t key, const KeyTile& tile,
+                                            Fetch& fetch) const {
+    const int64_t at = int64_t{head} * m_;
+    score_keys<Dot, E>(reinterpret_cast<const typename Dot::Element*>(s_.q) + at * d_, m_, d_,
+                       {tile.rows + key, block_.k_offset_bytes + head * head_bytes()},
+                       s_.scores + at * kTile + key, fetch);
+  }
+  // o takes in a tile, whose scores have become P.
+  __attribute__((always_inline)) void output(int32_t head, const KeyTile& tile,
+                                             Fetch& fetch) const {
+    const int64_t at = int64_t{head} * m_;
+    output_tile<Dot, E>(s_.o + at * d_, m_, d_, s_.rows.correction + at, s_.scores + at * kTile,
+                        {tile.rows, block_.v_offset_bytes + head * head_bytes()}, fetch);
+  }
+
+ private:
+  __attribute__((always_inline)) int64_t head_bytes() const { return d_ * int64_t{sizeof(E)}; }
+
+  const AttendBlock& block_;
+  const Scratch& s_;
+  const int32_t m_, d_;
+};
+
+template <class Dot, class E, class Few>
 void attend_few(const AttendBlock& block, std::byte* scratch) {
   Scratch s;
   const int32_t m = block.rows * block.group, d = block.head_dim;
   layout(m * block.kv_heads, d, scratch, s);
   begin<Dot, E>(block, s, d / Dot::kPerWord);
   const Bounds all = bounds(s.rows.position, 0, m);
-  const int64_t head_bytes = d * int64_t{sizeof(E)};
   Fetch fetch(block);
+  Few few(block, s, m);
 
   KeyTile tile;
   const int32_t all_rows = m * block.kv_heads;
@@ -309,22 +340,13 @@ void attend_few(const AttendBlock& block, std::byte* scratch) {
     if (tile.lowest > all.highest) continue;
     const bool masked = tile.highest > all.lowest;
     for (int32_t key = 0; key < kTile; key += 16) {
-      for (int32_t head = 0; head < block.kv_heads; ++head) {
-        const int64_t at = int64_t{head} * m;
-        score_keys<Dot, E>(reinterpret_cast<const typename Dot::Element*>(s.q) + at * d, m, d,
-                           {tile.rows + key, block.k_offset_bytes + head * head_bytes},
-                           s.scores + at * kTile + key, fetch);
-      }
+      for (int32_t head = 0; head < block.kv_heads; ++head) few.score(head, key, tile, fetch);
     }
     for (int32_t i = 0; i < all_rows; ++i) {
       fetch.row(all_rows);
       soften<Dot>(s.scores + i * kTile, masked, tile, block.scale, s.rows, i);
     }
-    for (int32_t head = 0; head < block.kv_heads; ++head) {
-      const int64_t at = int64_t{head} * m;
-      output_tile<Dot, E>(s.o + at * d, m, d, s.rows.correction + at, s.scores + at * kTile,
-                          {tile.rows, block.v_offset_bytes + head * head_bytes}, fetch);
-    }
+    for (int32_t head = 0; head < block.kv_heads; ++head) few.output(head, tile, fetch);
   }
   finish(block, s.rows, s.o, d);
 }
@@ -343,10 +365,17 @@ void attend(const AttendBlock& block, std::byte* scratch) {
 }
 
 void attend_few_rows(const AttendBlock& block, std::byte* scratch) {
-  if (block.dtype == DType::kF32)
-    attend_few<WideDot, float>(block, scratch);
-  else
-    attend_few<Bf16Dot, bf16>(block, scratch);
+  if (block.dtype == DType::kF32) {
+    attend_few<WideDot, float, FewVectors<WideDot, float>>(block, scratch);
+    return;
+  }
+#if defined(ANNULUS_HAS_AMX)
+  if (FewTiles::take(block)) {
+    attend_few<PairDot, bf16, FewTiles>(block, scratch);
+    return;
+  }
+#endif
+  attend_few<Bf16Dot, bf16, FewVectors<Bf16Dot, bf16>>(block, scratch);
 }
 
 void merge(float* o, float* lse, const float* from_o, const float* from_lse, int64_t count,

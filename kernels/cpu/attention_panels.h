@@ -3,7 +3,7 @@
 // what they add to o. In vectors for any Dot; bf16 in AMX tiles where the CPU has them, whose words
 // of q and P are rows of A, and those of K and V, as packed, tiles of B. PanelsOf<Dot>:
 //   kRows, kAtOnce                    rows of a panel; panels of a group
-//   begin(), end()                    around all products of a block
+//   Scope                             lives around all products of a block
 //   score(q, words, k, scores)        scores[kRows, 64] = q[kRows, words] K
 //   output(o, columns, correction, scores, v)
 //                                     o[kRows, columns] = o * correction + P V, P in scores
@@ -43,8 +43,7 @@ struct VectorPanels {
   static constexpr int kRows = 6, kAtOnce = 4;
   using Element = typename Dot::Element;
 
-  ANNULUS_INLINE void begin() {}
-  ANNULUS_INLINE void end() {}
+  struct Scope {};
   ANNULUS_INLINE void score(const Element* q, int32_t words, const Element* k, float* scores) {
     for (int c = 0; c < kTile; c += 16 * kColumns) {
       Vec acc[kRows][kColumns];
@@ -89,8 +88,12 @@ struct PanelsOf<PairDot> {
   static constexpr int kRows = kAmxRows, kAtOnce = 4;
   static constexpr int64_t kRowBytes = kTile * 4;  // of scores
 
-  ANNULUS_INLINE void begin() { _tile_loadconfig(&kWholeTiles); }
-  ANNULUS_INLINE void end() { _tile_release(); }
+  struct Scope {
+    __attribute__((always_inline)) Scope() { _tile_loadconfig(&kWholeTiles); }
+    __attribute__((always_inline)) ~Scope() { _tile_release(); }  // also where a poll throws
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+  };
 
   ANNULUS_INLINE void score(const bf16* q, int32_t words, const bf16* k, float* scores) {
     tile_fence();

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cstring>
-#include <utility>
 
 #include "kernels/core/math.h"
 #include "kernels/cpu/matmul_kernels.h"
@@ -130,9 +129,10 @@ class Matmul {
       MatmulTile t = tile_at(0, index * group, 0);
       t.panels = std::min(group, panels_ - index * group);
       t.k = k_;
+      t.streams = true;
       if (full_rows_ > 0) kernels_.begin(static_cast<int>(x_.rows));
       function(t);
-      if (full_rows_ > 0) kernels_.end();
+      if (full_rows_ > 0) kernels_.end(static_cast<int>(x_.rows));
     });
   }
 
@@ -158,15 +158,17 @@ class Matmul {
             MatmulTile t = tile_at(block, panel, k);
             t.k = count;
             const int64_t rows = first_row(block + 1) - first_row(block);
-            if (full_rows_ > 0 && std::exchange(begun, rows) != rows) {
+            if (full_rows_ > 0 && begun != rows) {
+              if (begun > 0) kernels_.end(static_cast<int>(begun));
               kernels_.begin(static_cast<int>(rows));
+              begun = rows;
             }
             if (decodes_ && block == first_block) kernels_.decode[packed_](t.w, count, decoded);
             if (decodes_) (kind_ == packed_ ? t.decoded : t.w) = decoded;
             tile(kind_, rows)(t);
           }
         }
-      if (begun > 0) kernels_.end();
+      if (begun > 0) kernels_.end(static_cast<int>(begun));
     });
   }
 
@@ -194,6 +196,7 @@ void matmul<CpuQueue>(CpuQueue& queue, Tensor out, ConstTensor x, const PackedMa
   ANNULUS_CHECK(x.cols == w.k() && out.cols == w.n() && out.rows == x.rows, "x ", x.rows, " x ",
                 x.cols, ", w ", w.n(), " x ", w.k(), ", out ", out.rows, " x ", out.cols);
   if (x.rows == 0 || w.n() == 0) return;
+  ANNULUS_CHECK(w.k() > 0, w.n(), " x 0 weights");
   CpuQueue::Mark mark(queue);
   Matmul(queue, out, x, w).run();
 }

@@ -19,13 +19,21 @@ inline constexpr int64_t kPanelHalves = 2, kBlocksInFlight = 4;  // tiles of sum
 
 inline constexpr int64_t kXBytes = kAmxInputs * 2;  // a row of a tile of A
 
+inline constexpr int kFewRows = 2;  // in vectors: their loads reach memory earlier than tiles
+
+// Subnormals count as 0 in vectors too, as they do in tiles.
+inline constexpr unsigned kNoSubnormals = 0x8040;  // of MXCSR: FTZ and DAZ
+
 static void begin_tiles(int rows) {
+  _mm_setcsr(_mm_getcsr() | kNoSubnormals);
+  if (rows <= kFewRows) return;
   const TileConfig config = tile_config(rows);
   tile_fence();
   _tile_loadconfig(&config);
 }
-static void end_tiles() {
-  _tile_release();
+static void end_tiles(int rows) {
+  if (rows > kFewRows) _tile_release();
+  _mm_setcsr(_mm_getcsr() & ~kNoSubnormals);
 }
 
 // bf16 weights in blocks, as tiles sum them.
@@ -80,7 +88,7 @@ ANNULUS_INLINE AmxHalf half_of(const MatmulTile& tile, int64_t half) {
 // bf16 weights: one panel, or two side by side, which share the loads of x.
 template <int kRows, int kPanels>
 ANNULUS_INLINE void multiply_panels(const MatmulTile& tile, int64_t panel) {
-  alignas(64) float spare[kRows * kAmxOutputs] = {};
+  alignas(64) float spare[kRows * kAmxOutputs];
   alignas(64) char last[kPanels][kDecodedBytes];
   const AmxHalf h0 = half_of(tile, 2 * panel), h1 = half_of(tile, 2 * panel + 1);
   const AmxHalf h2 = half_of(tile, 2 * panel + 2), h3 = half_of(tile, 2 * panel + 3);
@@ -110,7 +118,7 @@ ANNULUS_INLINE void multiply_panels(const MatmulTile& tile, int64_t panel) {
   const char* second = first + (kPanels - 1) * tile.panel_stride_bytes;
   int64_t left = tile.k;
   for (; left >= kAmxInputs; left -= kAmxInputs) {
-    if constexpr (kRows < kAmxRows) {  // every weight is met once, and comes from memory
+    if (tile.streams) {
       const char* const w[] = {first, second};
       prefetch<BlockBF16, kPanels, kAheadOfBlocks>(tile, tile.k - left, w);
     }
@@ -139,7 +147,7 @@ ANNULUS_INLINE void multiply_panels(const MatmulTile& tile, int64_t panel) {
 }
 
 template <int kRows>
-void amx_bf16(const MatmulTile& tile) {
+static void amx_bf16(const MatmulTile& tile) {
   int64_t panel = 0;
   for (; panel + 2 <= tile.panels; panel += 2) multiply_panels<kRows, 2>(tile, panel);
   if (panel < tile.panels) multiply_panels<kRows, 1>(tile, panel);
@@ -161,7 +169,7 @@ ANNULUS_INLINE void decode_half(const char* block, int half, char* to, int64_t s
 
 // k inputs of a panel, for the tiles that will meet them.
 template <class Reader>
-void decode_panel(const std::byte* panel, int64_t k, void* out) {
+static void decode_panel(const std::byte* panel, int64_t k, void* out) {
   const char* block = reinterpret_cast<const char*>(panel);
   char* to = static_cast<char*>(out);
   for (; k > 0; k -= Reader::kBlock, block += Reader::kBlockBytes, to += kDecodedBytes) {
@@ -183,7 +191,8 @@ ANNULUS_INLINE void multiply_half(const MatmulTile& tile, int64_t panel, int hal
     acc[r] = tile.accumulate ? load_n(at.out + r * tile.out_stride, at.lanes) : zero();
   const char* w = reinterpret_cast<const char*>(tile.w) + panel * tile.panel_stride_bytes;
   const bool apart = tile.decoded != nullptr;
-  const char* const ready = reinterpret_cast<const char*>(tile.decoded) + half * 64;
+  const char* const ready =
+      apart ? reinterpret_cast<const char*>(tile.decoded) + half * 64 : nullptr;
   const char* x = static_cast<const char*>(tile.x);
   const int64_t blocks = tile.k / Reader::kBlock;
   const float* x_sums = tile.x_sums;
@@ -236,7 +245,7 @@ ANNULUS_INLINE void multiply_half(const MatmulTile& tile, int64_t panel, int hal
 }
 
 template <class Reader, int kRows>
-void amx_blocks(const MatmulTile& tile) {
+static void amx_blocks(const MatmulTile& tile) {
   for (int64_t panel = 0; panel < tile.panels; ++panel) {
     multiply_half<Reader, kRows>(tile, panel, 0);
     multiply_half<Reader, kRows>(tile, panel, 1);

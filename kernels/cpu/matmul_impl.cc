@@ -23,9 +23,6 @@ constexpr int kTileRows = 14, kDirectRows = 8, kBytesRows = 10;
 constexpr int tile_vecs(int rows) {
   return rows <= 4 ? 4 : 2;
 }
-#if defined(ANNULUS_HAS_AMX)
-constexpr int kFewRows = 2;
-#endif
 #elif defined(__AVX2__)
 constexpr int kTileRows = 6, kDirectRows = 6;
 constexpr int tile_vecs(int rows) {

@@ -37,6 +37,7 @@ struct MatmulTile {
   int64_t out_stride = 0;
   int64_t n = 0;
   bool accumulate = false;  // out += instead of out =
+  bool streams = false;     // weights are met once, and come from memory
 };
 
 struct MatmulKernels {
@@ -57,7 +58,7 @@ struct MatmulKernels {
   // as much as some of a tile's work: AMX takes full tiles, and the rest at the end, where others
   // take tiles of even sizes.
   void (*begin)(int rows);
-  void (*end)();
+  void (*end)(int rows);
   // tile[kind][rows - 1]; null where there is none.
   void (*tile[kTileKinds][kMaxTileRows])(const MatmulTile& tile);
 };

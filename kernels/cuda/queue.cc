@@ -142,15 +142,20 @@ void CudaQueue::fill(std::byte* to, std::byte value, int64_t bytes) {
              "a fill");
 }
 
-// Ends also where peers are lost: polling says so, and finish() will say it to whoever waits there.
+// Ends also where peers are lost, or after a minute: finish() says so to whoever waits there.
+// Throws nothing: destructors call it.
 void CudaQueue::settle() {
   using Clock = std::chrono::steady_clock;
-  for (Clock::time_point polled = Clock::now(); cudaStreamQuery(stream_) == cudaErrorNotReady;) {
+  const Clock::time_point began = Clock::now();
+  Clock::time_point polled = began;
+  while (cudaStreamQuery(stream_) == cudaErrorNotReady) {
     const Clock::time_point now = Clock::now();
+    if (now - began > std::chrono::minutes(1)) return;
+    if (now - began > kPollEvery) std::this_thread::sleep_for(kSleep);
     if (!poll_ || now - polled < kPollEvery) continue;
     try {
       poll_();
-    } catch (const DeviceError&) {
+    } catch (...) {
       return;
     }
     polled = now;

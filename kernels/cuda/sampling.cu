@@ -271,7 +271,11 @@ void sample<CudaQueue>(CudaQueue& queue, const Logits& logits, std::span<const L
                        const SampleOut& out) {
   ANNULUS_CHECK(static_cast<int64_t>(wishes.size()) == logits.rows && logits.vocab() > 0,
                 wishes.size(), " wishes for ", logits.rows, " x ", logits.vocab());
-  allow_memory(sample_row, sizeof(Shared));
+  static const bool allowed = [] {
+    allow_memory(sample_row, sizeof(Shared));
+    return true;
+  }();
+  static_cast<void>(allowed);
   launch_with_memory(queue.stream(), {blocks_for(logits.rows, 1)}, {kThreads}, sizeof(Shared),
                      sample_row, logits, wishes.data(), out);
 }

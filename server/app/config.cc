@@ -61,12 +61,19 @@ absl::StatusOr<HostPort> parse_metrics(const std::string& text) {
 }
 
 std::vector<std::string> worker_flags(const ServeConfig& config) {
-  std::vector<std::string> flags = {"--threads",         absl::StrCat(config.threads),
-                                    "--device",          config.device,
-                                    "--cpu-isa",         kernels::name(config.isa),
-                                    "--max-message-mib", absl::StrCat(config.max_message_mib),
-                                    "--orphan-timeout",  absl::StrCat(config.orphan_timeout_s),
-                                    "--log-level",       config.log_level};
+  std::vector<std::string> flags = {
+      "--threads",
+      absl::StrCat(config.threads),
+      "--device",
+      config.device,
+      "--cpu-isa",
+      config.isa < kernels::detect_cpu_isa() ? kernels::name(config.isa) : "auto",
+      "--max-message-mib",
+      absl::StrCat(config.max_message_mib),
+      "--orphan-timeout",
+      absl::StrCat(config.orphan_timeout_s),
+      "--log-level",
+      config.log_level};
   if (config.model.empty()) {
     flags.insert(flags.begin(), "--doctor");
   } else {

@@ -50,12 +50,17 @@ double quota_of(std::string_view cpu_max) {
 }
 
 double cpu_quota() {
+  const auto text = [](const std::string& path) {
+    std::ifstream in(path);
+    return std::string(std::istreambuf_iterator<char>(in), {});
+  };
   double least = std::numeric_limits<double>::infinity();
   for (const std::string& folder : cgroup_folders()) {
-    std::ifstream in(folder + "/cpu.max");
-    least = std::min(least, quota_of(std::string(std::istreambuf_iterator<char>(in), {})));
+    least = std::min(least, quota_of(text(folder + "/cpu.max")));
   }
-  return least;
+  // Version 1, as a container sees its own; -1: no quota.
+  const std::string old = "/sys/fs/cgroup/cpu/cpu.cfs_";
+  return std::min(least, quota_of(text(old + "quota_us") + " " + text(old + "period_us")));
 }
 
 int usable_cores() {

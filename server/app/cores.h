@@ -18,7 +18,8 @@ std::vector<std::string> cgroup_folders();
 // PERIOD"); infinity where it sets no limit.
 double quota_of(std::string_view cpu_max);
 
-// Of the cgroup and those above it; infinity where none sets a limit.
+// Of the cgroup and those above it, or of a container's under version 1; infinity where none sets a
+// limit.
 double cpu_quota();
 
 // Threads that run at once: allowed_cores(), or fewer where a quota (a container's limit) gives

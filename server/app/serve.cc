@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <utility>
 
@@ -91,7 +92,7 @@ class FrontEnd {
  private:
   absl::Status start_engine();
   absl::Status start_metrics();
-  MetricsView view() const;  // any thread
+  MetricsView view();  // any thread
   absl::Status start_workers();
   void announce();
   ClusterStatus look();
@@ -105,6 +106,8 @@ class FrontEnd {
   ControlService* control_ = nullptr;  // the engine owns it
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<PublicServer> public_server_;
+  std::mutex seen_mutex_;
+  MetricsView seen_;  // by the last scrape
   std::unique_ptr<MetricsServer> metrics_;
   std::optional<LocalWorkers> workers_;
   bool ready_ = false, draining_ = false;
@@ -202,12 +205,19 @@ absl::Status FrontEnd::start_metrics() {
   return absl::OkStatus();
 }
 
-MetricsView FrontEnd::view() const {
-  return {.cluster = engine_->status(),
-          .engine = engine_->metrics(),
-          .requests = public_server_->requests(),
-          .ranks_ready = control_->status().ranks_ready,
-          .engine_stalled_s = engine_->stalled_s()};
+MetricsView FrontEnd::view() {
+  // An engine that hangs may hold its mutex: what it said last is told again.
+  constexpr double kHangs_s = 5;
+  const double stalled_s = engine_->stalled_s();
+  const std::lock_guard lock(seen_mutex_);
+  if (stalled_s < kHangs_s) {
+    seen_.cluster = engine_->status();
+    seen_.engine = engine_->metrics();
+  }
+  seen_.requests = public_server_->requests();
+  seen_.ranks_ready = control_->status().ranks_ready;
+  seen_.engine_stalled_s = stalled_s;
+  return seen_;
 }
 
 absl::Status FrontEnd::start_workers() {

@@ -80,10 +80,10 @@ void print_external_commands(const ServeConfig& config, int control_port) {
 absl::Status prepare_ranks(ServeConfig& config) {
   const char* known = std::getenv("ANNULUS_SECRET");
   config.secret_is_known = known != nullptr && *known != '\0' && config.secret == known;
-  if (config.threads == 0) {
-    // Workers that attach over the loopback share this machine; of others each has its own.
-    const bool here = config.local_workers || config.control_host == "127.0.0.1";
-    config.threads = default_threads(here ? config.topology.world() : 1, usable_cores());
+  // Workers that attach over the loopback share this machine; others know their own.
+  const bool here = config.local_workers || config.control_host == "127.0.0.1";
+  if (config.threads == 0 && here) {
+    config.threads = default_threads(config.topology.world(), usable_cores());
   }
   return config.local_workers ? check_local_device(config) : absl::OkStatus();
 }

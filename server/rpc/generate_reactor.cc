@@ -152,7 +152,9 @@ void GenerateReactor::OnCancel() {
 // Near its deadline it left because of it: the deadline comes here late, and rounded up by the wire
 // format.
 void GenerateReactor::client_left() {
-  const auto near = (deadline_ - began_) / 20 + std::chrono::milliseconds(50);
+  using std::chrono::milliseconds;
+  const auto share = std::chrono::duration_cast<milliseconds>((deadline_ - began_) / 20);
+  const milliseconds near = std::min(share + milliseconds(50), milliseconds(1000));
   const bool late = WallClock::now() >= deadline_ - near;
   {
     const std::lock_guard lock(mutex_);

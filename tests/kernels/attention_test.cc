@@ -110,6 +110,18 @@ TEST_P(AttendTest, PagedAndPackedGiveTheSameBits) {
   EXPECT_EQ(run(p, true), run(p, false));
 }
 
+// Keys that kernels take together lie on several pages, sometimes as far from the first to the last
+// as if they lay together.
+TEST_P(AttendTest, SmallPagesInAnyOrder) {
+  for (uint32_t seed = 1; seed <= 20; ++seed) {
+    for (const int32_t page_tokens : {1, 4, 6}) {
+      const Problem p(kSmol, GetParam().dtype, {prefill(1, 100), prefill(2, 61), prefill(20, 30)},
+                      seed, page_tokens);
+      ASSERT_EQ(run(p, true), run(p, false)) << "seed " << seed << ", pages of " << page_tokens;
+    }
+  }
+}
+
 TEST_P(AttendTest, SameBitsOnAnyNumberOfThreads) {
   const Problem p =
       problem(kSmol, {prefill(150, 50), prefill(1, 2500), prefill(9, 2100), prefill(2, 600)});
