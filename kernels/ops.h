@@ -30,7 +30,8 @@ void embed(Queue& queue, Tensor out, const WeightSource& table, std::span<const 
 // after the other, in the form that w reads. It is room itself on CPUs; on GPUs rms_norm and swiglu
 // round to w's type as they write, to the bits that matmul would round f32 rows to.
 
-// out[r, :] = x[r, :] / sqrt(mean(x[r, :]^2) + eps) * weight; weight [cols] f32. out may be x where both are f32.
+// out[r, :] = x[r, :] / sqrt(mean(x[r, :]^2) + eps) * weight; weight [cols] f32. out may be x where
+// both are f32.
 template <class Queue>
 void rms_norm(Queue& queue, typename Queue::Input out, ConstTensor x, const float* weight,
               float eps);

@@ -13,9 +13,9 @@ namespace annulus::server {
 LocalWorkers::Options local_workers(const ServeConfig& config, int control_port);
 // To stdout, one command a rank.
 void print_external_commands(const ServeConfig& config, int control_port);
-// Settles what flags leave open: threads of a rank on this machine, and whether whoever starts ranks knows the
-// secret. FailedPrecondition where this host cannot be all local ranks on the config's device:
-// said before anything is started, rather than in every worker's log.
+// Settles what flags leave open: threads of a rank on this machine, and whether whoever starts
+// ranks knows the secret. FailedPrecondition where this host cannot be all local ranks on the
+// config's device: said before anything is started, rather than in every worker's log.
 absl::Status prepare_ranks(ServeConfig& config);
 
 }  // namespace annulus::server
