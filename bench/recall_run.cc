@@ -166,9 +166,9 @@ class Run {
     const auto [least, most] = std::minmax_element(kv_rows.begin(), kv_rows.end());
     report_.least_kv_rows = *least;
     report_.most_kv_rows = *most;
-    // Chunks are whole multiples of 2 CP but for the last, which adds a row to some ranks, and
-    // while ranks answer a step some are a chunk's share ahead.
-    const int64_t in_flight = prompt_.layout.chunk / prompt_.layout.cp + 2;
+    // Chunks are whole multiples of 2 CP but for the last, which adds a row to some ranks, and of
+    // the plans in flight, two where steps are short, some ranks have answered all and some none.
+    const int64_t in_flight = 2 * prompt_.layout.chunk / prompt_.layout.cp + 2;
     const bool whole_chunks = prompt_.layout.chunk % (2 * prompt_.layout.cp) == 0;
     if (options_.in_chunks && whole_chunks && *most - *least > in_flight) {
       fault("after ", done_, " tokens the ranks hold ", *least, " to ", *most, " rows");
