@@ -15,7 +15,7 @@ namespace annulus::kernels::ANNULUS_ISA {
 class FewTiles {
  public:
   __attribute__((always_inline)) static bool take(const AttendBlock& block) {
-    return block.head_dim % 32 == 0 && tiles(block) * block.kv_heads <= kMostTiles;
+    return tiles(block) * block.kv_heads <= kMostTiles;
   }
 
   // Tiles 0: scores [16 keys][rows], 1: K; 2, 3: P [m][32 keys]; 4: o [m][16]; 5..7: B.

@@ -26,6 +26,7 @@ void attend_tiled(const AttendBlock& block, std::byte* scratch) {
   using Element = typename Dot::Element;
   using Panels = PanelsOf<Dot>;
   constexpr int32_t kRows = Panels::kRows, kPanels = Panels::kAtOnce;
+  static_assert(kRows * kPanels <= kGroupRows, "scores have room for a group");
   Scratch s;
   const int32_t m = block.rows * block.group, d = block.head_dim;
   layout(m, d, scratch, s);

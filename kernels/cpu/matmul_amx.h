@@ -201,8 +201,8 @@ ANNULUS_INLINE void multiply_half(const MatmulTile& tile, int64_t panel, int hal
     if (!apart) {
       for (int64_t b = 0; b < count; ++b) {
         const char* block = w + b * Reader::kBlockBytes;
-        for (int64_t i = 0; half == 0 && i < Reader::kBlockBytes; i += 64)
-          __builtin_prefetch(block + kAheadOfBlocks + i);
+        if (half == 0)
+          prefetch<Reader, 1, kAheadOfBlocks>(tile, (first + b) * Reader::kBlock, &block);
         decode_half<Reader>(block, half, decoded[b], 64);
       }
     }
