@@ -197,7 +197,7 @@ MUTANTS = (
            "[&](const Step& one) { return one.step == step; });",
            "[&](const Step& one) { return one.step == step || one.step + 1 == step; });", ENGINE),
     Mutant("sampled ids", "the host waits for them in the middle of a step", "parallel/rank_answers_inl.h",
-           "  // They came by rank.", "  finish();", (("parallel_cuda_test", "CudaEngineSampled.AStepWaitsOnceForTheGpu"),)),
+           "  // They came by rank.", "  finish();", (("parallel_cuda_emulated_test", "CudaEngineSampled.AStepWaitsOnceForTheGpu"),)),
     Mutant("sampling", "ties go to the larger id", "kernels/cpu/sampling.cc",
            "return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;",
            "return a.logit != b.logit ? a.logit > b.logit : a.id > b.id;", SAMPLER),
