@@ -32,16 +32,18 @@ TEST(ServeTrace, RanksWithDifferentClocksAreOnOne) {
   if (!clocks_can_be_shifted()) GTEST_SKIP() << "no time namespaces here: this needs root";
   const std::string file = ::testing::TempDir() + "/serve-trace-" + std::to_string(getpid());
   std::vector<uint32_t> plain, traced;
+  ClusterOptions options;
+  options.model = tiny_model_file();
+  options.serve_flags = {"--precision", "fp32"};
   {
-    Cluster cluster({.model = tiny_model_file(), .serve_flags = {"--precision", "fp32"}});
+    Cluster cluster(options);
     plain = cluster.answer("a ring of three", 12);
   }
+  options.serve_flags.insert(options.serve_flags.end(), {"--trace", file});
+  options.prefix = [](int rank) {
+    return rank == 1 ? with_another_clock() : std::vector<std::string>();
+  };
   {
-    ClusterOptions options{.model = tiny_model_file(),
-                           .serve_flags = {"--precision", "fp32", "--trace", file}};
-    options.prefix = [](int rank) {
-      return rank == 1 ? with_another_clock() : std::vector<std::string>();
-    };
     Cluster cluster(options);
     traced = cluster.answer("a ring of three", 12);
     cluster.front().signal(SIGTERM);
