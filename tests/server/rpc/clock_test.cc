@@ -117,6 +117,7 @@ class TracingCoordinatorTest : public CoordinatorTest {
         coordinator_.received(to, reading, now_ + milliseconds(2));
       }
       if (readings == before) return readings;
+      now_ += milliseconds(2);
     }
   }
   void traced_answer(int64_t id, int32_t rank, const std::string& intervals) {
