@@ -24,6 +24,7 @@
 #include "bench/step.h"
 #include "bench/throughput.h"
 #include "bench/weights.h"
+#include "parallel/comm_ucx.h"
 
 namespace {
 
@@ -67,6 +68,7 @@ constexpr Command kCommands[] = {
 }  // namespace
 
 int main(int argc, char** argv) {
+  annulus::parallel::tame_ucx();
   signal(SIGPIPE, SIG_IGN);
   for (const Command& command : kCommands) {
     if (argc < 2 || std::strcmp(argv[1], command.name) != 0) continue;

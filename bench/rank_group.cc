@@ -219,22 +219,6 @@ void rank_main(int fd, int32_t world_rank, const RankGroupOptions& options) {
   }
 }
 
-// "2048 new behind 4096, pass-kv": groups one after the other, with their least depth.
-std::string name_of(const StepPlan& plan) {
-  std::string text;
-  for (const Group& group : plan.groups) {
-    int64_t fresh = 0, behind = std::numeric_limits<int64_t>::max();
-    for (const int32_t i : group.items) {
-      const Item& item = plan.items[index(i)];
-      fresh += item.count();
-      behind = std::min(behind, item.spans.front().first);
-    }
-    absl::StrAppend(&text, text.empty() ? "" : "; ", fresh, " new behind ", behind, ", ",
-                    name(group.variant));
-  }
-  return text;
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::start(const RankGroupOptions& options) {
@@ -244,12 +228,7 @@ absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::start(const RankGroupOptio
   group->config_ = checkpoint->config();
   if (absl::Status s = check_tp(group->config_, options.topology.tp); !s.ok()) return s;
   if (!options.trace.empty()) {
-    std::vector<std::string> names;
-    for (int32_t r = 0; r < options.topology.world(); ++r) {
-      names.push_back(absl::StrCat("rank ", r, ": tp ", options.topology.tp_rank(r), ", cp ",
-                                   options.topology.cp_rank(r)));
-    }
-    auto file = TraceFile::create(options.trace, names);
+    auto file = server::TraceFile::create(options.trace, server::rank_names(options.topology));
     if (!file.ok()) return file.status();
     group->trace_ = *std::move(file);
   }
@@ -367,7 +346,7 @@ absl::Status RankGroup::trace(const StepPlan& plan) {
     ranks.emplace_back(bytes->size() / sizeof(kernels::Interval));
     std::memcpy(ranks.back().data(), bytes->data(), bytes->size());
   }
-  return plan.items.empty() ? absl::OkStatus() : trace_->add_step(name_of(plan), ranks);
+  return plan.items.empty() ? absl::OkStatus() : trace_->add_step(server::step_name(plan), ranks);
 }
 
 RankGroup::~RankGroup() {

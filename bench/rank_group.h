@@ -16,8 +16,8 @@
 #include "absl/status/statusor.h"
 #include "bench/limits.h"
 #include "bench/network_lab.h"
-#include "bench/trace.h"
 #include "parallel/rank.h"
+#include "server/trace_file.h"
 
 namespace annulus::bench {
 
@@ -38,7 +38,7 @@ struct RankGroupOptions {
   std::string net_devices;  // "": all
   double link_mbit = 0;     // 0: no shaping
   bool pin = true;          // rank r's threads on cores r * threads...
-  std::string trace;        // file (bench/trace.h); "": none
+  std::string trace;        // file (server/trace_file.h); "": none
 };
 
 class RankGroup {
@@ -71,7 +71,7 @@ class RankGroup {
   std::vector<LoadReport> loads_;
   int64_t step_ = 0;
   std::unique_ptr<NetworkLab> lab_;  // where the link is shaped
-  std::unique_ptr<TraceFile> trace_;
+  std::unique_ptr<server::TraceFile> trace_;
 };
 
 // The plan that appends positions [first, first + count) to a slot, ids repeating over the

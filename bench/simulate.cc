@@ -46,13 +46,13 @@ absl::Status run(const SimFlags& flags, const RunOptions& options) {
   }
   if (options.max_step_ms > 0) work.max_step_us = options.max_step_ms * 1e3;
   const auto start = std::chrono::steady_clock::now();
-  std::unique_ptr<TraceFile> trace;
+  std::unique_ptr<server::TraceFile> trace;
   if (!options.trace.empty()) {
     std::vector<std::string> ranks;
     for (int32_t r = 0; r < options.topology.cp; ++r) {
       ranks.push_back(absl::StrCat("cp rank ", r, ", ", options.topology.tp, " TP rank(s) alike"));
     }
-    auto file = TraceFile::create(options.trace, ranks);
+    auto file = server::TraceFile::create(options.trace, ranks);
     if (!file.ok()) return file.status();
     trace = *std::move(file);
   }

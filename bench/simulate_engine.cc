@@ -172,7 +172,8 @@ parallel::PolicyInput policy_of(const SimModel& model, const Machine& machine, T
 }
 
 absl::StatusOr<Simulated> simulate(const SimModel& model, const Machine& machine, Topology topology,
-                                   const Workload& work, bool all_layers, TraceFile* trace) {
+                                   const Workload& work, bool all_layers,
+                                   server::TraceFile* trace) {
   if (absl::Status s = check_layout(model, machine, topology); !s.ok()) return s;
   Cost cost(machine, topology);
   const int32_t layers = model.config.layers;

@@ -16,10 +16,10 @@
 #include "absl/status/statusor.h"
 #include "bench/simulate_cost.h"
 #include "bench/simulate_replay.h"
-#include "bench/trace.h"
 #include "parallel/model/config.h"
 #include "parallel/step.h"
 #include "parallel/topology.h"
+#include "server/trace_file.h"
 
 namespace annulus::bench {
 
@@ -76,6 +76,6 @@ parallel::PolicyInput policy_of(const SimModel& model, const Machine& machine,
 // timed step, in virtual time, one process a CP rank.
 absl::StatusOr<Simulated> simulate(const SimModel& model, const Machine& machine,
                                    parallel::Topology topology, const Workload& work,
-                                   bool all_layers = false, TraceFile* trace = nullptr);
+                                   bool all_layers = false, server::TraceFile* trace = nullptr);
 
 }  // namespace annulus::bench

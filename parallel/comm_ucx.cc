@@ -28,7 +28,9 @@
 namespace annulus::parallel {
 namespace {
 
+#if !defined(ANNULUS_STATIC)  // there UCX, an archive, is initialised after this file
 [[maybe_unused]] const bool tamed_before_main = (tame_ucx(), true);
+#endif
 
 constexpr auto kFlushAtEnd = std::chrono::milliseconds(200);
 constexpr auto kCloseAtEnd = std::chrono::milliseconds(200);
@@ -461,6 +463,10 @@ void tame_ucx() {
   if (std::getenv("UCX_LOG_LEVEL") == nullptr) ucs_global_opts_set_value("LOG_LEVEL", "fatal");
   if (std::getenv("UCX_WARN_UNUSED_ENV_VARS") == nullptr)
     ucs_global_opts_set_value("WARN_UNUSED_ENV_VARS", "n");
+#if defined(ANNULUS_STATIC)
+  // A host's modules would bring a second UCX along, as shared libraries.
+  ucs_global_opts_set_value("MODULES", "none");
+#endif
 }
 
 }  // namespace annulus::parallel

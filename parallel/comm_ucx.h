@@ -70,7 +70,7 @@ std::string ucx_version();
 // UCX installs handlers for SIGSEGV, SIGHUP and others when its library is loaded; this takes them
 // off again, and silences its log save fatal lines (what goes wrong is in our own errors), unless
 // UCX_HANDLE_ERRORS or UCX_LOG_LEVEL are set. Runs by itself before main() in a program that links
-// this file; harmless to call again.
+// this file, but with ANNULUS_STATIC, where main() calls it; harmless to call again.
 void tame_ucx();
 
 }  // namespace annulus::parallel

@@ -3,9 +3,10 @@
 # What a machine with a GPU can say about Annulus: correctness first, then numbers. Prints a table and writes gpu.json;
 # every stage has its own time limit and leaves its result when a later one fails. Stage kernels also proves on the real
 # arithmetic that norm and SwiGLU write the F8 and bf16 bits of rounding afterwards (CudaInputs); cudnn holds its attention to our
-# plain kernel; numbers sets ours beside cuDNN's, and norm and SwiGLU to F8 beside memory.
+# plain kernel; numbers sets ours beside cuDNN's, and norm and SwiGLU to F8 beside memory; serve asks a server on GPUs, through
+# gRPC, what one on CPUs answers, with the program that needs glibc 2.35 and no packages (tests/deploy/static builds it).
 #   tests/gpu.sh                     all stages, with the binaries of build/ (built here where they are missing)
-#   tests/gpu.sh STAGE...            some of: versions sanitizer kernels cudnn engine nccl numbers
+#   tests/gpu.sh STAGE...            some of: versions sanitizer kernels cudnn engine nccl serve numbers
 #   tests/gpu.sh --pack DIR          copies binaries and every library they need but the driver's and CUDA's into DIR,
 #                                    for a machine without a compiler or Debian's packages
 #   tests/gpu.sh --from DIR STAGE... runs what was packed
@@ -17,10 +18,11 @@ build=${ANNULUS_BUILD:-$root/build}
 json=${GPU_JSON:-gpu.json}
 kernels=tests/kernels/cuda/kernels_cuda_test engine=tests/parallel/cuda/parallel_cuda_gpu_test
 nccl=tests/parallel/cuda/nccl_gpu_test bench=bench/annulus-gpu-bench
+program=static/server/annulus
 packed=
 
 case "${1:-}" in
-  --help | -h) sed -n 3,13p "$0" | cut -c3-; exit 0 ;;
+  --help | -h) sed -n 3,14p "$0" | cut -c3-; exit 0 ;;
   --pack)
     to=${2:?--pack needs a folder}
     mkdir -p "$to/lib"
@@ -28,6 +30,11 @@ case "${1:-}" in
       cp "$build/$binary" "$to/" || exit 2
       ldd "$build/$binary" | awk '$3 ~ /^\// {print $3} $1 ~ /ld-linux/ {print $1}' | xargs -I{} cp -Lu {} "$to/lib/"
     done
+    if [ -x "$build/$program" ]; then
+      strip -o "$to/annulus" "$build/$program"
+    else
+      echo "without annulus, which stage serve needs: tests/deploy/static $build/static builds it"
+    fi
     cp "$0" "$to/"
     du -sh "$to"
     exit 0
@@ -35,7 +42,7 @@ case "${1:-}" in
   --from) packed=${2:?--from needs a folder}; shift 2 ;;
 esac
 stages=("$@")
-all="versions sanitizer kernels cudnn engine nccl numbers"
+all="versions sanitizer kernels cudnn engine nccl serve numbers"
 [ "${#stages[@]}" -gt 0 ] || read -ra stages <<<"$all"
 
 # run_binary PATH ARGUMENT...: from the build, or with the packed loader and libraries.
@@ -76,6 +83,38 @@ cudnn() { $(command_of $kernels) --gtest_brief=1 --gtest_filter='CudnnAttention.
 engine() { $(command_of $engine) --gtest_brief=1; }
 # shellcheck disable=SC2046
 nccl() { $(command_of $nccl) --gtest_brief=1; }
+# answer_of FLAG...: what a server with these flags goes on to say.
+answer_of() {
+  local ready server text status
+  ready=$(mktemp -u /tmp/gpu-ready.XXXXXX)
+  "$annulus" serve --model synthetic:135M --context 4096 --precision fp32 --port 0 --ready-file "$ready" "$@" >&2 &
+  server=$!
+  until [ -s "$ready" ]; do
+    kill -0 "$server" 2>/dev/null || { wait "$server"; return 1; }
+    sleep 0.2
+  done
+  text=$("$annulus" generate --server "127.0.0.1:$(cat "$ready")" --prompt "$(printf 'a ring of %.0s' {1..100})" --max-tokens 16 --quiet)
+  status=$?
+  kill "$server"
+  wait "$server" || status=1
+  rm -f "$ready"
+  printf '%s' "$text" | od -An -tx1
+  return "$status"
+}
+serve() {
+  local cpu layouts=("--cp 1") layout gpu
+  if [ "$packed" ]; then annulus=$packed/annulus; else annulus=$build/$program; fi
+  [ -x "$annulus" ] || { echo "SKIPPED: no $annulus: tests/deploy/static builds it"; return 0; }
+  "$annulus" --version || return  # glibc is too old, where it does not start
+  cpu=$(answer_of --device cpu) || return
+  [ "$(nvidia-smi -L 2>/dev/null | wc -l)" -lt 2 ] || layouts+=("--cp 2" "--tp 2")
+  for layout in "${layouts[@]}"; do
+    # shellcheck disable=SC2086
+    gpu=$(answer_of --device cuda $layout) || return
+    [ "$gpu" = "$cpu" ] || { echo "--device cuda $layout answers"; echo "$gpu"; echo "and --device cpu"; echo "$cpu"; return 1; }
+    echo "served over gRPC, --device cuda $layout: as a rank on CPUs"
+  done
+}
 # shellcheck disable=SC2046
 numbers() { $(command_of $bench) --json "${json%.json}-numbers.json"; }
 limit_of() { case "$1" in versions) echo 60 ;; sanitizer) echo 400 ;; *) echo 200 ;; esac; }
@@ -84,8 +123,8 @@ for binary in $kernels $engine $nccl $bench; do
   [ "$packed" ] || [ -x "$build/$binary" ] || { "$root/deploy/build" -DANNULUS_TESTS=ON -DANNULUS_CUDA=ON || exit 2; }
 done
 # shellcheck disable=SC2086
-export -f $all command_of
-export build packed json kernels engine nccl bench
+export -f $all command_of answer_of
+export build packed json kernels engine nccl bench program
 table=() entries=() worst=0
 for stage in "${stages[@]}"; do
   case " $all " in *" $stage "*) ;; *) echo "no stage \"$stage\": $all"; exit 2 ;; esac

@@ -309,6 +309,11 @@ void add_serve(CLI::App& app, Command& run) {
                       "requests may set attention and chunk_tokens");
   serve_app->add_flag("--profile", config.profile,
                       "ranks tell where their time goes, by phase (status --json, benchmarks)");
+  serve_app
+      ->add_option("--trace", config.trace,
+                   "file that gets what every rank does when, on one clock, for ui.perfetto.dev; "
+                   "slower, and about 100 KB a rank and step: for minutes")
+      ->type_name("FILE");
   option("--chunk-tokens", config.chunk_tokens,
          "prompt tokens computed in a step; 0: the most that stay under --max-step-ms")
       ->check(CLI::NonNegativeNumber);

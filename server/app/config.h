@@ -45,6 +45,7 @@ struct ServeConfig {
   bool secret_is_known = false;  // to whoever starts the workers: it is not printed
   bool debug_requests = false;
   bool profile = false;
+  std::string trace;     // file; empty: none
   int chunk_tokens = 0;  // 0: the scheduler's choice
   int max_step_ms = 500;
   int max_running = 64;

@@ -14,6 +14,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "kernels/core/timeline.h"
 #include "kernels/cpu/queue.h"
 #include "kernels/weight.h"
 #include "parallel/examine.h"
@@ -38,9 +39,11 @@ class EpochRank {
   virtual absl::Status load(const parallel::Checkpoint& checkpoint,
                             const parallel::WeightRoute& route,
                             const parallel::LoadProgress& progress) = 0;
-  // Waits until all ranks have weights, and measures the machine together with them.
+  // Waits until all ranks have weights, and measures the machine together with them. timeline: gets
+  // what the rank does after that, and outlives it; null: nothing does.
   virtual absl::StatusOr<parallel::MachineProfile> meet(const parallel::LlamaConfig& config,
-                                                        const parallel::RankOptions& options) = 0;
+                                                        const parallel::RankOptions& options,
+                                                        kernels::Timeline* timeline) = 0;
   // Connects to the others and measures everybody by itself, without weights, instead of meet().
   // The facts are those that only the device and its links know (server/examination.h).
   virtual absl::StatusOr<RankExamination> examine(

@@ -64,21 +64,26 @@ class EpochRankOn final : public EpochRank {
   }
 
   absl::StatusOr<parallel::MachineProfile> meet(const parallel::LlamaConfig& config,
-                                                const parallel::RankOptions& options) override {
+                                                const parallel::RankOptions& options,
+                                                kernels::Timeline* timeline) override {
     absl::Status same = parallel::compare_weights(*loader_, *world_->groups().world, topology_,
                                                   held_.digest.value_or(0));
     if (!same.ok()) {
       held_ = {};  // nobody knows whose are wrong: the next epoch loads them again
       return same;
     }
-    auto rank = parallel::Rank::create(config, held_.weights, backend_.queue(), world_->groups(),
+    auto queue = backend_.queue();
+    kernels::PhaseClock& phases = queue->phases();  // the rank's, which lives as long
+    auto rank = parallel::Rank::create(config, held_.weights, std::move(queue), world_->groups(),
                                        topology_, world_rank_, epoch_, options);
     if (!rank.ok()) return rank.status();
     {
       const std::lock_guard lock(mutex_);
       rank_ = *std::move(rank);
     }
-    return rank_->measure();
+    auto profile = rank_->measure();
+    if (timeline != nullptr) phases.record(timeline);
+    return profile;
   }
 
   absl::StatusOr<RankExamination> examine(

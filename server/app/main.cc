@@ -5,6 +5,7 @@
 #include <exception>
 #include <string>
 
+#include "parallel/comm_ucx.h"
 #include "server/app/build.h"
 #include "server/app/cli_commands.h"
 #include "server/one_line.h"
@@ -61,6 +62,7 @@ int flushed(int code) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  annulus::parallel::tame_ucx();
   try {
     return flushed(run(argc, argv));
   } catch (const std::exception& error) {  // of memory, threads: what nobody below could mend

@@ -28,6 +28,7 @@
 #include "server/app/served_model.h"
 #include "server/app/service_manager.h"
 #include "server/app/signals.h"
+#include "server/app/trace_writer.h"
 #include "server/app/worker_commands.h"
 #include "server/engine.h"
 #include "server/host_port.h"
@@ -103,7 +104,8 @@ class FrontEnd {
   ServeConfig config_;
   ServiceManager manager_;
   ServedModel model_;
-  ControlService* control_ = nullptr;  // the engine owns it
+  std::unique_ptr<TraceWriter> trace_;  // outlives the control plane, which adds to it
+  ControlService* control_ = nullptr;   // the engine owns it
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<PublicServer> public_server_;
   std::mutex seen_mutex_;
@@ -134,6 +136,12 @@ absl::Status FrontEnd::start_engine() {
   const int64_t max_message_bytes = int64_t{config_.max_message_mib} << 20;
   if (config_.secret.empty()) config_.secret = draw_secret();
 
+  if (!config_.trace.empty()) {
+    auto trace = TraceWriter::create(config_.trace, config_.topology);
+    if (!trace.ok()) return trace.status();
+    trace_ = *std::move(trace);
+  }
+
   ControlOptions control;
   control.host = config_.control_host;
   control.port = config_.control_port;
@@ -154,11 +162,14 @@ absl::Status FrontEnd::start_engine() {
       .page_tokens = config_.page_tokens,
       .workspace_limit_bytes = workspace_bytes,
       .profile = config_.profile,
+      .trace = trace_ != nullptr,
       .weights = config_.weights,
       .outline = model_.checkpoint->is_generated() ? "" : model_.checkpoint->outline()};
   control.on_stuck = [this](int64_t pid) {
     if (workers_) workers_->replace(pid);
   };
+  if (trace_ != nullptr)
+    control.on_traced = [this](TracedStep step) { trace_->add(std::move(step)); };
   auto service = ControlService::create(std::move(control));
   if (!service.ok()) return service.status();
   control_ = service->get();

@@ -44,6 +44,8 @@ constexpr std::chrono::milliseconds kHeartbeat{500};
 constexpr absl::Duration kFirstRetry = absl::Milliseconds(100);
 constexpr absl::Duration kLongestRetry = absl::Seconds(2);
 
+constexpr size_t kTimelineIntervals = size_t{1} << 17;  // of a step: 12 MB
+
 constexpr int kBrokenDeviceExit = 3;  // as of an NCCL that cannot be aborted
 
 enum class SessionEnd { kDisconnected, kDropped, kShutdown, kRefused };
@@ -109,6 +111,7 @@ class Session {
 
   v1::Assignment assignment_;
   parallel::RankOptions rank_options_;
+  std::unique_ptr<kernels::Timeline> timeline_;  // null: nobody asked for a trace
   std::optional<Clock::time_point> step_ended_;
 
   std::mutex mutex_;
@@ -185,6 +188,13 @@ void Session::read_loop() {
   };
   v1::FrontMessage message;
   while (client_.read(&message)) {
+    if (message.has_clock_probe()) {  // answered here: computing must not come in between
+      v1::WorkerMessage reading;
+      reading.mutable_clock_reading()->set_worker_ns(kernels::nanoseconds(Clock::now()));
+      client_.write(std::move(reading));
+      message.Clear();
+      continue;
+    }
     if (message.has_abort_epoch()) {
       end_epochs(message.abort_epoch().epoch(), message.abort_epoch().why());
     } else if (message.has_shutdown()) {
@@ -242,6 +252,7 @@ bool Session::handle(const v1::FrontMessage& message, SessionEnd& end) {
       end = SessionEnd::kDropped;
       return false;
     case v1::FrontMessage::kShutdown: end = SessionEnd::kShutdown; return false;
+    case v1::FrontMessage::kClockProbe:  // read_loop()'s
     case v1::FrontMessage::MESSAGE_NOT_SET: return true;
   }
   return true;
@@ -300,6 +311,8 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
                    .threads = options_.threads,
                    .isa = options_.isa};
 
+  if (assignment.trace() && timeline_ == nullptr)
+    timeline_ = std::make_unique<kernels::Timeline>(kTimelineIntervals);
   WeightKey key;
   if (assignment.examine()) {
     spdlog::debug("rank {}: to be examined", assignment.world_rank());
@@ -340,7 +353,7 @@ absl::Status Session::meet(EpochRank& epoch, const std::vector<std::string>& add
   if (absl::Status met = epoch.connect(addresses); !met.ok()) return met;
   double load_s = 0;
   if (absl::Status loaded = load(epoch, weights, load_s); !loaded.ok()) return loaded;
-  const auto profile = epoch.meet(kept_.checkpoint->config(), rank_options_);
+  const auto profile = epoch.meet(kept_.checkpoint->config(), rank_options_, timeline_.get());
   if (!profile.ok()) return profile.status();
   v1::WorkerMessage message;
   v1::Ready* ready = message.mutable_ready();
@@ -438,6 +451,7 @@ void Session::on_plan(const v1::Plan& message) {
   const float idle_us = step_ended_ ? us_since(*step_ended_) : 0;
   const auto limit = std::chrono::duration_cast<Clock::duration>(
       std::chrono::duration<double>(std::clamp(message.deadline_s(), 0.1, 86400.0)));
+  if (timeline_ != nullptr) timeline_->clear();
   attempt("in a step", [&] {
     auto result = epoch->rank().apply(*plan, start + limit);
     if (!result.ok()) return fail(absl::StrCat("an impossible plan: ", result.status().message()));
@@ -448,6 +462,16 @@ void Session::on_plan(const v1::Plan& message) {
     v1::WorkerMessage answer;
     answer.mutable_answer()->set_epoch(epoch->epoch());
     answer.mutable_answer()->set_result(parallel::encode(*result));
+    if (timeline_ != nullptr) {
+      const auto intervals = timeline_->intervals();
+      answer.mutable_answer()->set_intervals(intervals.data(), intervals.size_bytes());
+      if (timeline_->dropped() > 0) {
+        spdlog::warn(
+            "rank {}: the trace of step {} lacks its last {} intervals: smaller "
+            "--chunk-tokens make shorter steps",
+            assignment_.world_rank(), plan->step, timeline_->dropped());
+      }
+    }
     client_.write(std::move(answer));
   });
 }

@@ -201,6 +201,9 @@ void ControlService::Impl::apply() {
     for (LinkEvent& event : effects.events) sink(std::move(event));
   }
   if (effects.examined && options.on_examined) options.on_examined(*std::move(effects.examined));
+  if (options.on_traced) {
+    for (TracedStep& step : effects.traced) options.on_traced(std::move(step));
+  }
   stuck_pids.insert(stuck_pids.end(), effects.stuck_pids.begin(), effects.stuck_pids.end());
 }
 

@@ -27,6 +27,9 @@ struct ControlOptions {
   std::function<void(int64_t pid)> on_stuck;
   // Called once, with the service's mutex held, where the epoch's plan is to examine the ranks.
   std::function<void(Examined)> on_examined;
+  // The same, of every step whose ranks have all answered, where the epoch's plan is to trace them;
+  // must not block.
+  std::function<void(TracedStep)> on_traced;
 };
 
 class ControlService final : public RankLink {

@@ -102,7 +102,11 @@ void EpochCoordinator::received(WorkerId id, const v1::WorkerMessage& message, T
       return;
     case v1::WorkerMessage::kDataAddress: return on_address(worker, message.data_address(), now);
     case v1::WorkerMessage::kReady: return on_ready(id, worker, message.ready(), now);
-    case v1::WorkerMessage::kHeartbeat: return on_heartbeat(worker, message.heartbeat(), now);
+    case v1::WorkerMessage::kHeartbeat:
+      probe(id, worker, raw);
+      return on_heartbeat(worker, message.heartbeat(), now);
+    case v1::WorkerMessage::kClockReading:
+      return on_clock(id, worker, message.clock_reading(), raw);
     case v1::WorkerMessage::kFailure:
       if (message.failure().epoch() == epoch_ && phase_ != Phase::kWaiting && !failure_) {
         failure_ =
@@ -223,6 +227,7 @@ void EpochCoordinator::seat(WorkerId id, Time now) {
   by_rank_[static_cast<size_t>(worker.rank)] = id;
   spdlog::info("{} attached ({} threads, {})", describe(worker), worker.info.threads,
                worker.info.cpu_isa);
+  probe(id, worker, now + asleep_);
   begin_if_complete(now);
 }
 
@@ -239,6 +244,24 @@ void EpochCoordinator::on_heartbeat(Worker& worker, const v1::Heartbeat& message
   const bool moved = message.progress() != worker.heartbeat.progress();
   worker.heartbeat = message;
   if (moved && !flights_.empty()) flights_.front().since = now;
+}
+
+void EpochCoordinator::probe(WorkerId id, Worker& worker, Time raw) {
+  if (!plan_.trace || worker.probed) return;
+  worker.probed = raw;
+  v1::FrontMessage out;
+  out.mutable_clock_probe();
+  effects_.messages.push_back({id, std::move(out)});
+}
+
+// Times as the clock shows them, this process's pauses included.
+void EpochCoordinator::on_clock(WorkerId id, Worker& worker, const v1::ClockReading& message,
+                                Time raw) {
+  if (!worker.probed) return;
+  worker.clock.add(kernels::nanoseconds(*worker.probed), message.worker_ns(),
+                   kernels::nanoseconds(raw));
+  worker.probed.reset();
+  if (!worker.clock.settled()) probe(id, worker, raw);
 }
 
 void EpochCoordinator::on_address(Worker& worker, const v1::DataAddress& message, Time now) {
@@ -382,11 +405,21 @@ void EpochCoordinator::on_answer(WorkerId id, Worker& worker, const v1::StepAnsw
                 absl::StrCat("its answer to step ", result->step, " ", std::string(fits.message())),
                 /*stuck=*/false, now);
   }
+  if (plan_.trace) {
+    const auto [offset_ns, error_ns] = worker.clock.best();
+    auto intervals = read_intervals(message.intervals(), offset_ns);
+    if (!intervals.ok())
+      return lose(id, std::string(intervals.status().message()), /*stuck=*/false, now);
+    flight->traced.ranks[rank] = *std::move(intervals);
+    flight->traced.clocks[rank] = {.offset_ns = offset_ns, .error_ns = error_ns};
+  }
   flight->answered[rank] = true;
   effects_.events.emplace_back(RankAnswer{*std::move(result)});
   while (!flights_.empty() &&
          std::all_of(flights_.front().answered.begin(), flights_.front().answered.end(),
                      [](bool answered) { return answered; })) {
+    if (!flights_.front().traced.name.empty())
+      effects_.traced.push_back(std::move(flights_.front().traced));
     flights_.pop_front();
     stepped_ = true;
     if (!flights_.empty()) flights_.front().since = now;
@@ -453,6 +486,11 @@ void EpochCoordinator::send_plan(const parallel::StepPlan& plan, const parallel:
                       .since = now,
                       .answered = std::vector<bool>(by_rank_.size(), false),
                       .expected = expected_answers(plan, before, plan_.topology)});
+  if (plan_.trace) {
+    flights_.back().traced = {.name = step_name(plan),
+                              .ranks = std::vector<std::vector<kernels::Interval>>(by_rank_.size()),
+                              .clocks = std::vector<TraceClock>(by_rank_.size())};
+  }
   for (int32_t cp_rank = 0; cp_rank < plan_.topology.cp; ++cp_rank) {
     v1::FrontMessage out;
     out.mutable_plan()->set_epoch(epoch_);
@@ -535,6 +573,7 @@ void EpochCoordinator::begin_if_complete(Time now) {
     assignment->set_page_tokens(plan_.page_tokens);
     assignment->set_workspace_limit_bytes(plan_.workspace_limit_bytes);
     assignment->set_profile(plan_.profile);
+    assignment->set_trace(plan_.trace);
     assignment->set_examine(plan_.examine);
     if (workers_.at(by_rank_[rank]).weights.file == ModelFile::kNone) {
       assignment->set_outline(plan_.outline);

@@ -23,9 +23,11 @@
 #include <vector>
 
 #include "annulus/v1/worker.pb.h"
+#include "server/clock_offset.h"
 #include "server/examination.h"
 #include "server/rank_link.h"
 #include "server/rpc/answer_check.h"
+#include "server/trace_file.h"
 #include "server/weight_routes.h"
 
 namespace annulus::server {
@@ -43,6 +45,7 @@ struct EpochPlan {  // what every epoch of this front end is
   int32_t page_tokens = 64;
   int64_t workspace_limit_bytes = int64_t{256} << 20;
   bool profile = false;  // ranks report times by phase
+  bool trace = false;    // ranks tell what they did when, and their clocks are compared
   bool examine = false;  // no model, no steps: ranks measure and report, and that is the epoch
   WeightPolicy weights = WeightPolicy::kAuto;
   std::string outline;  // of the model, for workers without its file; empty: there are none
@@ -71,6 +74,7 @@ class EpochCoordinator {
     std::vector<LinkEvent> events;
     std::vector<int64_t> stuck_pids;  // lost while their streams still stood: stopped or hung
     std::optional<Examined> examined;
+    std::vector<TracedStep> traced;
   };
   struct Status {
     int64_t epoch = 0;
@@ -118,6 +122,8 @@ class EpochCoordinator {
     RankExamination examination;
     double examined = 0;  // share
     v1::Heartbeat heartbeat;
+    ClockOffset clock;
+    std::optional<Time> probed;  // when the reading was asked for that has not come yet
   };
   struct Flight {
     int64_t step = 0;
@@ -125,6 +131,7 @@ class EpochCoordinator {
     Time since;  // when it became the oldest, or a rank last moved
     std::vector<bool> answered;
     std::vector<std::vector<ExpectedAnswer>> expected;  // by rank
+    TracedStep traced{};
   };
   struct PendingFailure {
     std::string why;
@@ -142,6 +149,8 @@ class EpochCoordinator {
   void begin_running(Time now);
   void on_heartbeat(Worker& worker, const v1::Heartbeat& message, Time now);
   void on_answer(WorkerId id, Worker& worker, const v1::StepAnswer& message, Time now);
+  void probe(WorkerId id, Worker& worker, Time raw);
+  void on_clock(WorkerId id, Worker& worker, const v1::ClockReading& message, Time raw);
   void refuse(WorkerId id, const std::string& why, Time now);
   void begin_if_complete(Time now);
   void announce_waiting();

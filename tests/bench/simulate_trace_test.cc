@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "bench/simulate_engine.h"
-#include "bench/trace.h"
+#include "server/trace_file.h"
 #include "tests/bench/trace_reader.h"
 #include "tests/support/tiny_model.h"
 
@@ -21,7 +21,7 @@ testing::TraceContent traced(const Workload& work, Simulated& simulated) {
   const Machine machine = load_machine("h100-ndr").value();
   {
     const std::vector<std::string> names = {"0", "1", "2"};
-    const auto trace = TraceFile::create(file, names).value();
+    const auto trace = server::TraceFile::create(file, names).value();
     simulated = simulate(model, machine, kTopology, work, false, trace.get()).value();
   }
   const Simulated plain = simulate(model, machine, kTopology, work).value();
@@ -70,7 +70,7 @@ TEST(SimulatedTrace, RefusesWhatNoViewerOpens) {
   Workload work;
   work.prompt = 200'000;
   const std::string file = testing::scratch_directory() + "/trace.json";
-  const auto trace = TraceFile::create(file, {}).value();
+  const auto trace = server::TraceFile::create(file, {}).value();
   const auto done = simulate(sim_model("llama-405b").value(), load_machine("h100-ndr").value(),
                              {8, 128}, work, false, trace.get());
   EXPECT_EQ(done.status().code(), absl::StatusCode::kInvalidArgument);

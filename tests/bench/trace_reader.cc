@@ -46,6 +46,10 @@ TraceContent read_trace(const std::string& file) {
     const int pid = event.at("pid");
     if (kind == "M") {
       if (event.at("name") == "process_name") trace.ranks.push_back(event.at("args").at("name"));
+      if (event.at("name") == "process_labels") {
+        trace.clocks[pid] = {said(event.at("args"), "clock_offset_ns"),
+                             said(event.at("args"), "clock_error_ns")};
+      }
     } else if (kind == "X") {
       const nlohmann::json& args = event.at("args");
       const int64_t begin = nanoseconds(event.at("ts")), duration = nanoseconds(event.at("dur"));

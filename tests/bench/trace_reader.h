@@ -17,6 +17,10 @@ struct TraceSlice {
   int64_t step = -1, layer = -1, hop = -1;  // -1: not said
 };
 
+struct TraceClock {  // of a rank, as it was labelled last; error -1: it was not compared
+  int64_t offset_ns = 0, error_ns = -1;
+};
+
 struct TraceArrow {  // from a slice of transfers to another
   int sender = -1, receiver = -1;
   int64_t begin_ns = 0, end_ns = 0;
@@ -26,6 +30,7 @@ struct TraceContent {
   std::vector<std::string> ranks;  // names
   std::vector<TraceSlice> slices;
   std::map<int64_t, TraceArrow> arrows;
+  std::map<int, TraceClock> clocks;
 
   std::vector<TraceSlice> of(int rank, const std::string& category,
                              const std::string& name = "") const;

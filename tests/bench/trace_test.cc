@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The timeline of a queue, and the file that timelines become.
-#include "bench/trace.h"
+#include "server/trace_file.h"
 
 #include <gtest/gtest.h>
 
@@ -98,7 +98,7 @@ TEST(TraceFile, KeepsNanosecondsNestsLayersAndJoinsHops) {
   constexpr int64_t kBoot = 123'456'789'012'345;  // clocks count from some boot
   {
     const std::vector<std::string> names = {"a", "b"};
-    auto trace = TraceFile::create(file, names);
+    auto trace = server::TraceFile::create(file, names);
     ASSERT_TRUE(trace.ok()) << trace.status();
     for (int64_t step = 0; step < 2; ++step) {
       const int64_t t = kBoot + step * 10'000;
@@ -131,7 +131,7 @@ TEST(TraceFile, KeepsNanosecondsNestsLayersAndJoinsHops) {
 }
 
 TEST(TraceFile, RefusesAFolderThatIsNotThere) {
-  const auto trace = TraceFile::create("/nowhere/trace.json", {});
+  const auto trace = server::TraceFile::create("/nowhere/trace.json", {});
   EXPECT_EQ(trace.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_NE(trace.status().message().find("/nowhere/trace.json"), std::string::npos);
 }

@@ -20,6 +20,7 @@ server::EpochPlan epoch_plan() {
   plan.policy.cp = 2;
   plan.precision.append("fp32");
   plan.context = 128;
+  plan.trace = true;
   return plan;
 }
 

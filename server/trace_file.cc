@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "bench/trace.h"
+#include "server/trace_file.h"
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <limits>
 #include <map>
 #include <tuple>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
-namespace annulus::bench {
+namespace annulus::server {
 namespace {
 
 using kernels::Interval;
@@ -30,7 +32,58 @@ std::string text(const char* key, const std::string& value) {
   return absl::StrCat("\"", key, "\":\"", value, "\"");
 }
 
+constexpr int64_t kLatest_ns = int64_t{1} << 60;  // of any clock: 36 years since it began
+
+bool is_possible(const Interval& i) {
+  const auto is_time = [](int64_t ns) { return -kLatest_ns < ns && ns < kLatest_ns; };
+  const auto is_name = [](char c) {
+    return c == 0 || (c >= ' ' && c <= '~' && c != '"' && c != '\\');
+  };
+  return is_time(i.begin_ns) && is_time(i.end_ns) && i.begin_ns <= i.end_ns && i.name.back() == 0 &&
+         std::all_of(i.name.begin(), i.name.end(), is_name) &&
+         (i.lane == Interval::Lane::kCompute || i.lane == Interval::Lane::kTransfer);
+}
+
 }  // namespace
+
+std::vector<std::string> rank_names(const parallel::Topology& topology) {
+  std::vector<std::string> names;
+  for (int32_t r = 0; r < topology.world(); ++r) {
+    names.push_back(
+        absl::StrCat("rank ", r, ": tp ", topology.tp_rank(r), ", cp ", topology.cp_rank(r)));
+  }
+  return names;
+}
+
+std::string step_name(const parallel::StepPlan& plan) {
+  std::string text;
+  for (const parallel::Group& group : plan.groups) {
+    int64_t fresh = 0, behind = std::numeric_limits<int64_t>::max();
+    for (const int32_t i : group.items) {
+      const parallel::Item& item = plan.items[static_cast<size_t>(i)];
+      fresh += item.count();
+      behind = std::min(behind, item.spans.front().first);
+    }
+    absl::StrAppend(&text, text.empty() ? "" : "; ", fresh, " new behind ", behind, ", ",
+                    parallel::name(group.variant));
+  }
+  return text;
+}
+
+absl::StatusOr<std::vector<Interval>> read_intervals(std::string_view bytes, int64_t offset_ns) {
+  const size_t count = bytes.size() / sizeof(Interval);
+  std::vector<Interval> out(count);
+  if (count > 0) std::memcpy(out.data(), bytes.data(), count * sizeof(Interval));
+  if (bytes.size() != count * sizeof(Interval) ||
+      !std::all_of(out.begin(), out.end(), is_possible)) {
+    return absl::InvalidArgumentError("its trace of a step is none");
+  }
+  for (Interval& interval : out) {
+    interval.begin_ns -= offset_ns;
+    interval.end_ns -= offset_ns;
+  }
+  return out;
+}
 
 absl::StatusOr<std::unique_ptr<TraceFile>> TraceFile::create(const std::string& path,
                                                              std::span<const std::string> ranks) {
@@ -65,7 +118,12 @@ TraceFile::~TraceFile() {
 }
 
 absl::Status TraceFile::add_step(const std::string& name,
-                                 std::span<const std::vector<Interval>> ranks) {
+                                 std::span<const std::vector<Interval>> ranks,
+                                 std::span<const TraceClock> clocks) {
+  clocks_.resize(clocks.size());
+  for (size_t r = 0; r < clocks.size(); ++r) {
+    if (std::exchange(clocks_[r], clocks[r]) != clocks[r]) label(r, clocks[r]);
+  }
   if (origin_ns_ < 0) {
     origin_ns_ = std::numeric_limits<int64_t>::max();
     for (const auto& rank : ranks) origin_ns_ = std::min(origin_ns_, begin_of(rank));
@@ -145,6 +203,18 @@ void TraceFile::slice(size_t rank, int lane, const char* category, const std::st
                      ",\"args\":{", args, "}"));
 }
 
+void TraceFile::label(size_t rank, const TraceClock& clock) {
+  char labels[96] = "clock not compared";
+  if (clock.error_ns >= 0)
+    std::snprintf(labels, sizeof labels, "clock shifted by %.3f ms, to within %.3f ms",
+                  static_cast<double>(-clock.offset_ns) * 1e-6,
+                  static_cast<double>(clock.error_ns) * 1e-6);
+  event(absl::StrCat(text("ph", "M"), ",", text("name", "process_labels"), ",",
+                     number("pid", static_cast<int64_t>(rank)), ",\"args\":{",
+                     text("labels", labels), ",", number("clock_offset_ns", clock.offset_ns), ",",
+                     number("clock_error_ns", clock.error_ns), "}"));
+}
+
 void TraceFile::event(const std::string& fields) {
   if (!first_) out_ << ",\n";
   first_ = false;
@@ -159,4 +229,4 @@ std::string TraceFile::time(int64_t ns) const {
   return digits;
 }
 
-}  // namespace annulus::bench
+}  // namespace annulus::server
