@@ -71,7 +71,7 @@ class Rank {
   // `deadline`: if nothing moves until then, waits for peers throw; every layer, hop and block of
   // logits that is reached puts it off by as much. begin() enqueues the step, end() waits for the
   // oldest that was begun. A step begun behind another has its time from that one's end on, and
-  // takes none of its.
+  // gives that one none.
   using Told = std::function<void(StepResult)>;
   // `told`: of a step that ends while this one is enqueued, instead of end(); empty: never.
   virtual absl::Status begin(const StepPlan& plan, std::chrono::steady_clock::time_point deadline,

@@ -27,6 +27,7 @@
 #include "server/app/bus_error.h"
 #include "server/app/device.h"
 #include "server/app/host_facts.h"
+#include "server/app/step_pipeline.h"
 #include "server/app/worker_inbox.h"
 #include "server/one_line.h"
 #include "server/rpc/control_client.h"
@@ -76,7 +77,11 @@ struct Kept {
 class Session {
  public:
   Session(const WorkerOptions& options, Kept& kept, Device& device, ControlClient& client)
-      : options_(options), kept_(kept), device_(device), client_(client) {}
+      : options_(options),
+        kept_(kept),
+        device_(device),
+        client_(client),
+        steps_(inbox_, [this](parallel::StepResult result) { answer(std::move(result)); }) {}
 
   SessionEnd run();
   bool heard() const { return heard_; }  // after run(): whether a front end said anything
@@ -96,6 +101,8 @@ class Session {
                     const v1::WeightRoute& weights);
   absl::Status load(EpochRank& epoch, const v1::WeightRoute& weights, double& load_s);
   void on_plan(const v1::Plan& plan);
+  void run_steps();
+  void answer(parallel::StepResult result);
   void fail(const std::string& what);
   void drop_epoch();
   std::shared_ptr<EpochRank> current();
@@ -109,7 +116,7 @@ class Session {
 
   v1::Assignment assignment_;
   parallel::RankOptions rank_options_;
-  std::optional<Clock::time_point> step_ended_;
+  StepPipeline steps_;
 
   std::mutex mutex_;
   std::condition_variable stop_heartbeats_, aborted_;
@@ -143,6 +150,7 @@ SessionEnd Session::run() {
   std::thread heart([this] { heartbeat_loop(); });
   SessionEnd end = SessionEnd::kDisconnected;
   for (;;) {
+    run_steps();
     const std::optional<v1::FrontMessage> message = inbox_.pop();
     heard_ = heard_ || message.has_value();
     if (!message || !handle(*message, end)) break;
@@ -351,7 +359,6 @@ absl::Status Session::meet(EpochRank& epoch, const std::vector<std::string>& add
   for (const auto& [field, value] : profile_values(*profile)) {
     (*ready->mutable_profile()->mutable_values())[field] = value;
   }
-  step_ended_.reset();
   client_.write(std::move(message));
   return absl::OkStatus();
 }
@@ -434,22 +441,27 @@ void Session::on_plan(const v1::Plan& message) {
   if (!epoch || epoch->epoch() != message.epoch() || !epoch->met() || over(message.epoch())) return;
   const auto plan = parallel::decode_plan(message.plan());
   if (!plan.ok()) return fail(absl::StrCat("a plan does not parse: ", plan.status().message()));
-  const Clock::time_point start = Clock::now();
-  const float idle_us = step_ended_ ? us_since(*step_ended_) : 0;
   const auto limit = std::chrono::duration_cast<Clock::duration>(
       std::chrono::duration<double>(std::clamp(message.deadline_s(), 0.1, 86400.0)));
   attempt("in a step", [&] {
-    auto result = epoch->rank().apply(*plan, start + limit);
-    if (!result.ok()) return fail(absl::StrCat("an impossible plan: ", result.status().message()));
-    step_ended_ = Clock::now();
-    result->idle_us = idle_us;
-    result->plans_waiting = inbox_.plans();
-    result->resident_bytes = resident_bytes();
-    v1::WorkerMessage answer;
-    answer.mutable_answer()->set_epoch(epoch->epoch());
-    answer.mutable_answer()->set_result(parallel::encode(*result));
-    client_.write(std::move(answer));
+    const absl::Status begun = steps_.begin(epoch->rank(), *plan, limit);
+    if (!begun.ok()) fail(absl::StrCat("an impossible plan: ", begun.message()));
   });
+}
+
+// Until there is a message to handle, or nothing to do but to wait for one.
+void Session::run_steps() {
+  if (steps_.empty()) return;
+  const std::shared_ptr<EpochRank> epoch = current();
+  attempt("in a step", [&] { steps_.run(epoch->rank()); });
+}
+
+void Session::answer(parallel::StepResult result) {
+  result.resident_bytes = resident_bytes();
+  v1::WorkerMessage message;
+  message.mutable_answer()->set_epoch(result.epoch);
+  message.mutable_answer()->set_result(parallel::encode(result));
+  client_.write(std::move(message));
 }
 
 // The epoch is lost, the worker is not: it says so and waits for the next.
@@ -481,7 +493,7 @@ void Session::drop_epoch() {
     epoch = std::exchange(epoch_, nullptr);
     aborted_.wait(lock, [this] { return aborting_ == 0; });
   }
-  step_ended_.reset();
+  steps_.clear();
 }
 
 std::shared_ptr<EpochRank> Session::current() {

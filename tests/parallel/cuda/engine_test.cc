@@ -2,10 +2,12 @@
 // The whole engine on emulated GPUs, joined by a scripted NCCL: the same plans as one rank on a CPU
 // gives the same answers, for every layout and variant.
 #include <barrier>
+#include <chrono>
 #include <functional>
 #include <map>
 #include <mutex>
 #include <set>
+#include <thread>
 #include <utility>
 
 #include "kernels/cuda/matrix.h"
@@ -54,6 +56,7 @@ thread_local int64_t last_waits = -1;  // of a rank
 struct Manner {
   bool sent = false;  // weights
   int32_t most = 1;   // steps under way
+  bool tells = false;
   std::function<void(size_t step)> ended = {};
   std::function<void()> begun = {};
   std::function<void(CudaQueue&queue)> at_first = {}, at_last = {};
@@ -88,7 +91,7 @@ Answers answers_of(const EngineProblem& problem, Topology topology, Variant vari
           const std::lock_guard lock(mutex);
           answers[step].insert(answers[step].end(), wanted.begin(), wanted.end());
         },
-        manner.most, manner.begun);
+        manner.most, manner.begun, manner.tells);
     if (manner.at_last) manner.at_last(queue);
     all.arrive_and_wait();  // nobody leaves while others may need it
     world.reset();
@@ -213,6 +216,27 @@ TEST(CudaEngineOverlap, AStepIsBegunWhileTheOneBeforeIsUnderWay) {
   turnover.expect_equal(answers_of(turnover, {2, 1}, Variant::kPassKv, overlap));
 }
 
+// Asking whether a step has ended makes the emulated GPU run it: all end while the next is
+// enqueued, but the last.
+TEST(CudaEngineOverlap, AStepThatEndsMeanwhileIsTold) {
+  const EngineProblem problem(Precision::kF32, turnover_script);
+  std::vector<std::string> log;
+  const Manner manner = {
+      .most = 2,
+      .tells = true,
+      .ended = [&](size_t step) { log.push_back("end " + std::to_string(step)); },
+      .begun = [&] { log.push_back("begun"); }};
+  problem.expect_equal(answers_of(problem, {1, 1}, Variant::kGatherQ, manner));
+  ASSERT_EQ(log.size(), 18u);
+  EXPECT_EQ(log[0], "begun");
+  for (size_t step = 0; step < 9; ++step) {
+    EXPECT_EQ(log[2 * step + 1], "end " + std::to_string(step));
+    if (step < 8) {
+      EXPECT_EQ(log[2 * step + 2], "begun");
+    }
+  }
+}
+
 // The device has its next step when it is done with one.
 TEST(CudaEngineOverlap, TheDeviceIsNeverWithoutWork) {
   const EngineProblem problem(Precision::kF32, turnover_script);
@@ -224,6 +248,59 @@ TEST(CudaEngineOverlap, TheDeviceIsNeverWithoutWork) {
                       .at_last = [&](CudaQueue& queue) { gaps_us = queue.gaps_us(); }});
     EXPECT_EQ(gaps_us, most == 1 ? 8e3 : 0) << most;
   }
+}
+
+// Rank 0 of two has two steps under way, and rank 1 does not come.
+std::string end_without_peer(std::chrono::milliseconds first_deadline,
+                             const std::function<void(NcclWorld&)>& meanwhile) {
+  const EngineProblem problem(Precision::kF32);
+  const Topology topology{1, 2};
+  std::vector<std::string> addresses(2);
+  std::barrier all(2);
+  std::string error = "none";
+  annulus::testing::run_ranks(2, [&](int32_t me) {
+    std::unique_ptr<Rank> rank;
+    auto world = NcclWorld::create(annulus::testing::scripted_nccl(), topology, me, 1).value();
+    addresses[static_cast<size_t>(me)] = world->address();
+    all.arrive_and_wait();
+    ASSERT_TRUE(world->connect(addresses).ok());
+    rank = problem.rank_on(std::make_unique<CudaQueue>(0), world->groups(), topology, me);
+    if (me == 0) {
+      const std::vector<StepPlan> plans = engine_script(2, Variant::kPassKv);
+      for (size_t step = 0; step < 2; ++step) {
+        ShardState state = rank->state();
+        apply_ops(state, plans[step]);
+        const auto deadline = std::chrono::steady_clock::now() +
+                              (step == 0 ? first_deadline : std::chrono::milliseconds(60000));
+        EXPECT_TRUE(rank->begin(plan_for_rank(state, plans[step], 0), deadline, {}).ok());
+      }
+      std::jthread control([&] { meanwhile(*world); });
+      try {
+        (void)rank->end();
+      } catch (const kernels::DeviceError& thrown) {
+        error = thrown.what();
+      }
+    }
+    all.arrive_and_wait();
+    world.reset();
+  });
+  return error;
+}
+
+TEST(CudaEngineOverlap, AStepPassesItsOwnDeadline) {
+  const auto began = std::chrono::steady_clock::now();
+  const std::string error = end_without_peer(std::chrono::milliseconds(1000), [](NcclWorld&) {});
+  EXPECT_NE(error.find("has not finished by the deadline"), std::string::npos) << error;
+  EXPECT_LT(std::chrono::steady_clock::now() - began, std::chrono::seconds(30));
+}
+
+TEST(CudaEngineOverlap, AnAbortEndsAllThatIsUnderWay) {
+  const std::string error =
+      end_without_peer(std::chrono::milliseconds(60000), [](NcclWorld& world) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+        world.abort("rank 1 is lost");
+      });
+  EXPECT_NE(error.find("rank 1 is lost"), std::string::npos) << error;
 }
 
 // Prompts of several tiles of keys, so that attention goes by TMA and wgmma: a long one beside a
