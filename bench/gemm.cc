@@ -8,12 +8,14 @@
 #include <cstdio>
 #include <functional>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "bench/command_line.h"
 #include "bench/gemm_onednn.h"
 #include "bench/peaks.h"
+#include "kernels/core/memory.h"
 #include "kernels/ops.h"
 
 namespace annulus::bench {
@@ -93,7 +95,7 @@ struct Weights {
 };
 
 // Largest |out - sum x w| / sum |x| |w| over all outputs of up to two rows.
-double worst_error(const std::vector<float>& out, const std::vector<float>& x, int64_t rows,
+double worst_error(std::span<const float> out, std::span<const float> x, int64_t rows,
                    const WeightSource& w) {
   double worst = 0;
   std::vector<float> row(static_cast<size_t>(w.cols));
@@ -129,10 +131,15 @@ void run_layer(CpuQueue& queue, const Options& options, const Peaks& peaks, cons
   for (int64_t m : options.rows) {
     std::mt19937 random(2);
     std::normal_distribution<float> normal;
-    std::vector<float> x(static_cast<size_t>(m * layer.k)), out(static_cast<size_t>(m * layer.n));
+    // Aligned as the engine's scratch.
+    const AlignedBytes x_memory = allocate_aligned(m * layer.k * 4),
+                       out_memory = allocate_aligned(m * layer.n * 4);
+    const std::span x(reinterpret_cast<float*>(x_memory.get()), static_cast<size_t>(m * layer.k));
+    const std::span out(reinterpret_cast<float*>(out_memory.get()),
+                        static_cast<size_t>(m * layer.n));
     for (float& v : x) v = normal(random);
     Tensor out_view = matrix(out.data(), m, layer.n);
-    ConstTensor x_view = matrix(std::as_const(x).data(), m, layer.k);
+    ConstTensor x_view = matrix(static_cast<const float*>(x.data()), m, layer.k);
     const size_t used = m <= 16 ? copies.size() : 1;
     size_t next = 0;
     Time time =

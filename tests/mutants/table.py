@@ -32,7 +32,7 @@ WGMMA = (("kernels_cuda_emulated_test", "CudaAttention.TimesDoNotMatter:CudaAtte
           "CudaAttention.TensorCoresOddTiles"),)
 GPU_SAMPLER = (("kernels_cuda_emulated_test", "CudaSampling.*"),)
 GPU_STEPS = (("kernels_cuda_emulated_test", "CudaQueueTest.*"),)
-OVERLAP = (("parallel_cuda_test", "CudaEngineOverlap.AStepIsBegunWhileTheOneBeforeIsUnderWay"),)
+OVERLAP = (("parallel_cuda_emulated_test", "CudaEngineOverlap.AStepIsBegunWhileTheOneBeforeIsUnderWay"),)
 SCHEDULER = (("scheduler_test", "Scheduler.*:Sessions.*:*SimulationTest*"),)
 
 KERNEL = "kernels/cpu/attention_rows.h"
@@ -200,7 +200,7 @@ MUTANTS = (
            "[&](const Step& one) { return one.step == step || one.step + 1 == step; });", ENGINE),
     Mutant("sampled ids", "the host waits for them in the middle of a step", "parallel/rank_answers_inl.h",
            "  // They came by rank.", "  queue_.finish(Clock::now() + patience_);",
-           (("parallel_cuda_test", "CudaEngineSampled.AStepWaitsOnceForTheGpu"),)),
+           (("parallel_cuda_emulated_test", "CudaEngineSampled.AStepWaitsOnceForTheGpu"),)),
     Mutant("sampling", "ties go to the larger id", "kernels/cpu/sampling.cc",
            "return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;",
            "return a.logit != b.logit ? a.logit > b.logit : a.id > b.id;", SAMPLER),
@@ -251,7 +251,7 @@ MUTANTS = (
            "  s.pages.retire(queue_);\n  s.positions.retire(queue_);\n", "", OVERLAP),
     Mutant("overlap", "the next step puts off a deadline", "parallel/rank_on.h",
            "return std::max(step.enqueued, last_end_) + step.patience;", "return Clock::now() + patience_;",
-           (("parallel_cuda_test", "CudaEngineOverlap.AStepPassesItsOwnDeadline"),)),
+           (("parallel_cuda_emulated_test", "CudaEngineOverlap.AStepPassesItsOwnDeadline"),)),
     Mutant("overlap", "plans that are here wait for the step before", "server/app/step_pipeline.cc",
            "if (wanted() || !rank.wait(wanted)) return;", "rank.wait([&] { return !room && wanted(); });",
            (("front_test", "StepPipelineTest.*"),)),
