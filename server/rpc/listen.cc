@@ -14,6 +14,12 @@ namespace annulus::server {
 absl::StatusOr<Listening> listen(const std::string& host, int port, int64_t max_message_bytes,
                                  int64_t buffer_bytes,
                                  const std::vector<grpc::Service*>& services) {
+  if (has_port(host)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("cannot listen on \"", host,
+                     "\": an address alone is wanted, its port has a flag of its own (--port, "
+                     "--control-port)"));
+  }
   const auto max_bytes =
       static_cast<int>(std::min<int64_t>(max_message_bytes, std::numeric_limits<int>::max()));
   Listening out;

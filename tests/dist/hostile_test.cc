@@ -158,6 +158,8 @@ TEST(HostileFlags, AreOneLine) {
       {{"--port", "65536"}, "--port"},
       {{"--tp", "3"}, "can be 1, 2"},
       {{"--listen", "256.1.1.1"}, "cannot listen"},
+      {{"--listen", "127.0.0.1:50051"}, "--port"},
+      {{"--control-listen", "[::1]:0"}, "--control-port"},
       {{"--metrics", "256.1.1.1:0"}, "cannot listen"},
       {{"--metrics", "[::1]:0"}, "--metrics"},
       {{"--metrics", "1,2"}, "--metrics"},

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random attention problems for tests: queries, keys and values of several sequences with freely
 // chosen positions, the cache both paged (shuffled pages) and packed. All that no kernel may read
-// (the rest of pages, K and V of padding rows, rows of q between segments) holds NaN.
+// (the rest of pages, K and V of padding rows, rows of q between segments) holds NaN; behind q, the
+// cache and the Partial there is no memory.
 #pragma once
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -18,6 +20,7 @@
 #include "kernels/attention.h"
 #include "kernels/cpu/queue.h"
 #include "kernels/reference/attention.h"
+#include "tests/kernels/guarded.h"
 
 namespace annulus::kernels {
 
@@ -42,7 +45,8 @@ inline Sequence prefill(int32_t n_new, int32_t n_cached = 0) {
   return {range(n_cached, n_new), range(0, n_cached + n_new)};
 }
 
-inline void put(std::vector<std::byte>& bytes, int64_t element, float x, DType dtype) {
+template <class Bytes>
+void put(Bytes& bytes, int64_t element, float x, DType dtype) {
   const bf16 rounded = to_bf16(x);
   if (dtype == DType::kF32)
     std::memcpy(&bytes[static_cast<size_t>(element * 4)], &x, 4);
@@ -65,9 +69,9 @@ class Problem {
       n_pages += (count(s) + format.page_tokens - 1) / format.page_tokens;
     }
     const float nan = std::numeric_limits<float>::quiet_NaN();
-    q_.resize(static_cast<size_t>(rows_ * q_width() * size_bytes(dtype)));
+    q_ = Guarded<std::byte>(static_cast<size_t>(rows_ * q_width() * size_bytes(dtype)));
     for (int64_t i = 0; i < rows_ * q_width(); ++i) put(q_, i, nan, dtype);
-    store_.resize(static_cast<size_t>(n_pages * format.page_bytes()));
+    store_ = Guarded<std::byte>(static_cast<size_t>(n_pages * format.page_bytes()));
     for (int64_t i = 0; i < n_pages * format.page_tokens * format.row_elements(); ++i)
       put(store_, i, nan, dtype);
     pages_.resize(static_cast<size_t>(n_pages));
@@ -100,11 +104,14 @@ class Problem {
 
   // After changes to the cache: the packed copy again.
   void pack() {
-    packed_.clear();
+    int64_t rows = 0;
+    for (const Segment& s : paged) rows += s.kv.count;
+    packed_ = Guarded<std::byte>(static_cast<size_t>(rows * format.row_bytes()));
+    std::byte* to = packed_.data();
     for (const Segment& s : paged)
       for (int32_t r = 0; r < s.kv.count; ++r) {
         const std::byte* p = kv_row(s.kv, format, r);
-        packed_.insert(packed_.end(), p, p + format.row_bytes());
+        to = std::copy(p, p + format.row_bytes(), to);
       }
     packed = paged;
     const std::byte* base = packed_.data();
@@ -149,7 +156,7 @@ class Problem {
   std::vector<Sequence> sequences_;
   std::mt19937 random_;
   int32_t rows_ = 0;
-  std::vector<std::byte> q_, store_, packed_;
+  Guarded<std::byte> q_, store_, packed_;
   std::vector<int32_t> pages_;
 };
 
@@ -157,10 +164,12 @@ class Problem {
 class OwnedPartial {
  public:
   OwnedPartial(int64_t rows, Shape shape)
-      : o(static_cast<size_t>(rows * shape.heads * shape.head_dim), 0.0f),
-        lse(static_cast<size_t>(rows * shape.heads), kMinusInfinity),
+      : o(static_cast<size_t>(rows * shape.heads * shape.head_dim)),
+        lse(static_cast<size_t>(rows * shape.heads)),
         rows_(rows),
-        shape_(shape) {}
+        shape_(shape) {
+    std::fill(lse.begin(), lse.end(), kMinusInfinity);
+  }
   explicit OwnedPartial(const Problem& p) : OwnedPartial(p.rows(), p.shape()) {}
   Partial view() { return {o.data(), lse.data(), rows_, shape_.heads, shape_.head_dim}; }
   bool operator==(const OwnedPartial& other) const {
@@ -169,7 +178,7 @@ class OwnedPartial {
            std::memcmp(lse.data(), other.lse.data(), lse.size() * sizeof(float)) == 0;
   }
 
-  std::vector<float> o, lse;
+  Guarded<float> o, lse;
 
  private:
   int64_t rows_;

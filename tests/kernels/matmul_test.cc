@@ -2,16 +2,19 @@
 // matmul over every ISA that this machine runs, every file format, both precisions.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "kernels/cpu/queue.h"
 #include "kernels/ops.h"
 #include "kernels/reference/ops.h"
+#include "tests/kernels/guarded.h"
 #include "tests/kernels/weight_problem.h"
 
 namespace annulus::kernels {
@@ -47,13 +50,17 @@ class MatmulTest : public testing::TestWithParam<Param> {
 
   std::vector<float> run(CpuQueue& queue, const std::vector<float>& x, int64_t rows,
                          const PackedMatrix& w) {
-    // Rows of out lie 5 apart from each other; what is between must not change.
-    int64_t stride = w.n() + 5;
-    std::vector<float> out(static_cast<size_t>(rows * stride), 123.0f), dense;
+    // Rows of out lie 5 apart from each other; what is between must not change, and behind the last
+    // row, as behind x, there is no memory.
+    const int64_t stride = w.n() + 5, size = rows == 0 ? 0 : rows * stride - 5;
+    Guarded<float> out(static_cast<size_t>(size)), own(static_cast<size_t>(rows * w.k()));
+    std::fill(out.begin(), out.end(), 123.0f);
+    std::copy_n(x.begin(), own.size(), own.begin());
+    std::vector<float> dense;
     Tensor view{out.data(), DType::kF32, rows, w.n(), stride};
-    matmul(queue, view, matrix(x.data(), rows, w.k()), w);
+    matmul(queue, view, matrix(std::as_const(own).data(), rows, w.k()), w);
     for (int64_t r = 0; r < rows; ++r)
-      for (int64_t c = 0; c < stride; ++c) {
+      for (int64_t c = 0; c < stride && r * stride + c < size; ++c) {
         float value = out[static_cast<size_t>(r * stride + c)];
         if (c < w.n())
           dense.push_back(value);
@@ -175,6 +182,13 @@ TEST(Matmul, ReadsAStridedView) {
     matmul(queue, matrix(out.data(), 6, 10), view, w);
     for (size_t i = 0; i < 60; ++i) EXPECT_EQ(out[i], static_cast<float>(expected.values[i]));
   }
+}
+
+TEST(GuardedDeathTest, EndsWhereMemoryDoes) {
+  const Guarded<float> nine(9);
+  const volatile float* const end = nine.end();
+  EXPECT_EQ(end[-1], 0.0f);
+  EXPECT_DEATH(static_cast<void>(*end), "");
 }
 
 TEST(MatmulDeathTest, ShapesAreChecked) {
