@@ -250,7 +250,7 @@ MUTANTS = (
     Mutant("overlap", "a step that releases a slot waits for the one before", "parallel/kv_store_inl.h",
            "  s.pages.retire(queue_);\n  s.positions.retire(queue_);\n", "", OVERLAP),
     Mutant("overlap", "the next step puts off a deadline", "parallel/rank_on.h",
-           "return std::max(step.enqueued, last_end_) + step.patience;", "return Clock::now() + patience_;",
+           "return std::max(step.enqueued, last_end_) + step.patience;", "return std::max(step.enqueued, Clock::now()) + patience_;",
            (("parallel_cuda_emulated_test", "CudaEngineOverlap.AStepPassesItsOwnDeadline"),)),
     Mutant("overlap", "plans that are here wait for the step before", "server/app/step_pipeline.cc",
            "if (wanted() || !rank.wait(wanted)) return;", "rank.wait([&] { return !room && wanted(); });",
