@@ -32,13 +32,20 @@ int run(int argc, char** argv) {
       ->check(CLI::Range(1, 1024));
   app.add_option("--json", json, "write the rows to this file too");
   bench::RankOfFlags rank_of;
+  rank_of.options.decode_steps = 64;
   CLI::App& alone = *app.add_subcommand(
       "rank-of",
-      "One rank's whole prefill, run without the others: measured by phase, links modelled.\n\n"
+      "One rank's whole prefill, run without the others: measured by phase, links modelled; then "
+      "decode, with one step and with two under way.\n\n"
       "  annulus-gpu-bench rank-of --tokens 131072       a 405B at TP8 x CP16\n"
       "  annulus-gpu-bench rank-of --tokens 1000000\n"
       "  annulus-gpu-bench rank-of --model synthetic:8B --tp 1 --cp 8");
   rank_of.add_to(alone);
+  alone
+      .add_option("--decode", rank_of.options.decode_steps,
+                  "steps behind the prompt, one by one and two under way; 0: none")
+      ->check(CLI::Range(0, 10000))
+      ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   const auto device = kernels::find_cuda_device(gpu);
   if (!device.ok()) {

@@ -152,6 +152,10 @@ absl::Status print_rank_of(const RankOfOptions& o, const RankOfReport& report,
     std::printf(", %.1f %% of the %.4g TFLOP/s that it multiplies at in %s",
                 100 * work / total / 1e6 / limit_tflop_s, limit_tflop_s, limit_type);
   std::printf("\n");
+  for (const RankOfDecode& decode : report.decode)
+    std::printf("decode, %d step%s under way: %.3f ms a step, the device idle for %.3f ms of it\n",
+                decode.under_way, decode.under_way == 1 ? "" : "s", decode.step_us / 1e3,
+                decode.gap_us / 1e3);
   return absl::OkStatus();
 }
 

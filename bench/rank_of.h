@@ -3,6 +3,8 @@
 // run for real on one device without the other ranks (alone_comm.h). Times by phase are measured;
 // sums over the TP group and hops that attention does not hide are modelled from a machine file and
 // printed as that. The same engine, plans and shards as in serving: run_rank_of() makes a Rank.
+// Then some decode steps, one by one and, where the rank can, two under way at a time, with the
+// time that the device had nothing to do between them.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -24,6 +26,7 @@ struct RankOfOptions {
   int32_t cp_rank = 0;
   int64_t tokens = 131072, chunk_tokens = 65536;
   parallel::Variant variant = parallel::Variant::kPassKv;
+  int32_t decode_steps = 0;  // behind the prompt, in either manner
   parallel::RankOptions rank;
   std::string machine = "h100-ndr";  // whose links are modelled
 };
@@ -36,9 +39,15 @@ struct RankOfStep {
   int64_t formula_bytes = 0;  // what the ring was to send
 };
 
+struct RankOfDecode {
+  int32_t under_way = 1;
+  double step_us = 0, gap_us = 0;  // the mean, the gap before a step
+};
+
 struct RankOfReport {
   parallel::LlamaConfig config;
   std::vector<RankOfStep> steps;
+  std::vector<RankOfDecode> decode;  // by steps under way; those of a GPU
   double load_s = 0, wall_s = 0;
   int64_t weight_bytes = 0, kv_rows = 0, kv_bytes = 0;
 };

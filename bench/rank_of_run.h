@@ -14,6 +14,49 @@
 
 namespace annulus::bench {
 
+// Decode of one sequence behind `state`, ids as they come: what it samples is nobody's. Without
+// profile, with one step under way and with two.
+template <class Queue>
+absl::Status run_rank_of_decode(const RankOfOptions& options, parallel::Rank& rank, Queue& queue,
+                                int64_t next_step, RankOfReport& report) {
+  using namespace parallel;  // NOLINT: everything here is about ranks
+  using Clock = std::chrono::steady_clock;
+  queue.phases().enable(false);
+  queue.measure_gaps();
+  int64_t position = options.tokens;
+  for (int32_t most = 1; most <= rank.most_begun(); ++most) {
+    double gaps_before = 0;
+    Clock::time_point start;
+    for (int32_t i = 0; i <= options.decode_steps; ++i, ++position) {
+      if (i == 1) {  // the first meets new shapes
+        while (rank.begun() > 0) rank.end();
+        gaps_before = queue.gaps_us();
+        start = Clock::now();
+      }
+      StepPlan plan;
+      plan.epoch = 1;
+      plan.step = next_step++;
+      Item item;
+      item.placement = Placement::kDecode;
+      item.spans = {{position, 1, 1}};
+      item.tokens = {static_cast<int32_t>(position % report.config.vocab)};
+      item.wanted = {{.position = position, .sample = true}};
+      plan.items = {std::move(item)};
+      plan.groups = {{Variant::kGatherQ, {0}}};
+      plan.digest = rank.state().digest;
+      if (rank.begun() == most) rank.end();
+      const StepPlan mine = plan_for_rank(rank.state(), plan, options.cp_rank);
+      const absl::Status begun = rank.begin(mine, Clock::now() + std::chrono::minutes(1), {});
+      if (!begun.ok()) return begun;
+    }
+    while (rank.begun() > 0) rank.end();
+    const double us = std::chrono::duration<double, std::micro>(Clock::now() - start).count();
+    report.decode.push_back(
+        {most, us / options.decode_steps, (queue.gaps_us() - gaps_before) / options.decode_steps});
+  }
+  return absl::OkStatus();
+}
+
 // Progress on stderr. Errors: InvalidArgument for a layout that cannot be; throws DeviceError
 // (memory).
 template <class Queue>
@@ -48,6 +91,7 @@ absl::StatusOr<RankOfReport> run_rank_of(const RankOfOptions& options,
   AloneComm<Queue> world(world_rank, topology.world());
   RankOptions rank_options = options.rank;
   rank_options.context = options.tokens;
+  Queue& of_rank = *queue;
   rank_options.profile = true;
   auto rank = Rank::create(
       report.config, std::make_shared<const LlamaWeights<Queue>>(*std::move(weights)),
@@ -94,6 +138,13 @@ absl::StatusOr<RankOfReport> run_rank_of(const RankOfOptions& options,
     report.steps.push_back(step);
   }
   report.wall_s = seconds_since(start);
+  if constexpr (!Queue::kHostMemory) {
+    if (options.decode_steps > 0) {
+      const absl::Status decoded = run_rank_of_decode(
+          options, **rank, of_rank, static_cast<int64_t>(report.steps.size()) + 1, report);
+      if (!decoded.ok()) return decoded;
+    }
+  }
   return report;
 }
 

@@ -131,6 +131,13 @@ class VirtualQueue {
   }
   void copy(std::byte*, const std::byte*, int64_t) {}
   void fill(std::byte*, std::byte, int64_t) {}
+  struct Ticket {};
+  Ticket close() { return {}; }
+  bool wait(Ticket, std::chrono::steady_clock::time_point, const std::function<bool()>&) {
+    return true;
+  }
+  bool ended(Ticket) { return true; }
+  void finish(Ticket, std::chrono::steady_clock::time_point) {}
   void finish(std::chrono::steady_clock::time_point) {}
   void retire(const Memory&) {}
 

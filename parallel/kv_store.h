@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // This rank's keys and values: pages of rows shared out to slots, the same page ids in every layer.
 // Rows of a slot lie in append order; their positions ascend. Pages are counted, so that a fork
-// shares whole pages and copies the last, open one. Pages live in the memory of the queue's device,
-// reserved for the capacity (on CPUs the operating system commits it at first touch); page tables
-// and positions are kept by the host and mirrored there. One thread; used by Rank only. Row and
-// page geometry: kernels/attention.h. A full store throws DeviceError: the scheduler admits only
-// what fits. Defined in kv_store_inl.h.
+// shares whole pages and copies the last, open one. A page that one step gives up the next may take
+// while the device still runs the first: kernels read and write pages on the queue's stream alone
+// (what travels is packed beside them), so that who takes it writes after its last reader. Pages
+// live in the memory of the queue's device, reserved for the capacity (on CPUs the operating system
+// commits it at first touch); page tables and positions are kept by the host and mirrored there.
+// One thread; used by Rank only. Row and page geometry: kernels/attention.h. A full store throws
+// DeviceError: the scheduler admits only what fits. Defined in kv_store_inl.h.
 #pragma once
 
 #include <cstddef>

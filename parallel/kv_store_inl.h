@@ -112,7 +112,10 @@ void KvStore<Queue>::copy_rows(int32_t from_page, int32_t to_page, int64_t rows)
 
 template <class Queue>
 void KvStore<Queue>::release(int32_t slot) {
-  for (const int32_t page : at(slot).pages.host()) drop_page(page);
+  Slot& s = at(slot);
+  for (const int32_t page : s.pages.host()) drop_page(page);
+  s.pages.retire(queue_);
+  s.positions.retire(queue_);
   slots_.erase(slot);
 }
 

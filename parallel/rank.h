@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rank: one worker's share of the engine in one epoch: weights, KV store, communicators and the
-// shard state that it folds plans over. apply(plan) runs one step; the worker loop around it is ten
-// lines. One thread owns a Rank. Weights are shared and survive the epoch; everything else dies
-// with it. The same for every device: create() takes the queue of one (rank_inl.h). Errors:
-// create() returns Status for what an operator can mend; apply() returns Status for plans that
-// cannot be (digest mismatch, unknown slot, an id outside the vocabulary) and throws DeviceError
-// (peer lost, abort, deadline, KV full). Either ends the epoch.
+// shard state that it folds plans over. apply(plan) runs one step; begin() and end() are its
+// halves, for a device that has the next step when it is done with one. One thread owns a Rank.
+// Weights are shared and survive the epoch; everything else dies with it. The same for every
+// device: create() takes the queue of one (rank_inl.h). Errors: create() returns Status for what an
+// operator can mend; begin() returns Status for plans that cannot be (digest mismatch, unknown
+// slot, an id outside the vocabulary), all throw DeviceError (peer lost, abort, deadline, KV full).
+// Either ends the epoch, whatever is under way.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/cpu/queue.h"
 #include "kernels/weight.h"
@@ -66,9 +69,23 @@ class Rank {
 
   // One step. The plan was encoded for this rank; one that is refused has changed nothing.
   // `deadline`: if nothing moves until then, waits for peers throw; every layer, hop and block of
-  // logits that is reached puts it off by as much.
-  virtual absl::StatusOr<StepResult> apply(const StepPlan& plan,
-                                           std::chrono::steady_clock::time_point deadline) = 0;
+  // logits that is reached puts it off by as much. begin() enqueues the step, end() waits for the
+  // oldest that was begun. A step begun behind another has its time from that one's end on, and
+  // gives that one none.
+  using Told = std::function<void(StepResult)>;
+  // `told`: of a step that ends while this one is enqueued, instead of end(); empty: never.
+  virtual absl::Status begin(const StepPlan& plan, std::chrono::steady_clock::time_point deadline,
+                             const Told& told) = 0;
+  // False: `woken` said so (asked now and then) before the oldest step had ended.
+  virtual bool wait(const std::function<bool()>& woken) = 0;
+  virtual StepResult end() = 0;
+  virtual int32_t begun() const = 0;  // and not ended
+  // How many may be: 2 on a GPU; 1 where work runs at the call (CPUs), and under profile, which
+  // waits for the device after every phase.
+  virtual int32_t most_begun() const = 0;
+  // Both halves, with nothing else under way.
+  absl::StatusOr<StepResult> apply(const StepPlan& plan,
+                                   std::chrono::steady_clock::time_point deadline);
 
   // Any thread: what this rank is doing, for time-out messages and heartbeats. progress counts
   // layers, hops and blocks of logits begun; the layer after the last is the head.

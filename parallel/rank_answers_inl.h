@@ -14,29 +14,30 @@
 namespace annulus::parallel::rank_on {
 
 // Logits of the wanted rows, each where the vocabulary's shards are gathered, and what is asked of
-// them, which is in found_ after finish(). Every rank of the column finds alike. Returns the ids
-// that were sampled, in the plan's order, in the caller's scratch.
+// them, which is in `found` when the step is finished. Every rank of the column finds alike.
+// Returns the ids that were sampled, in the plan's order, in the caller's scratch.
 template <class Queue>
-std::span<const int32_t> RankOn<Queue>::answer_wanted(const StepPlan& plan, const StepRows& rows,
-                                                      Tensor x) {
+std::span<const int32_t> RankOn<Queue>::answer_wanted(const StepPlan& plan,
+                                                      std::span<const OwnWanted> rows, Tensor x,
+                                                      Found& found) {
   using kernels::Candidate;
   using kernels::LogitAnswer;
   const int32_t vocab = config_.vocab, part = vocab / topology_.tp;
-  const int64_t all = std::ssize(rows.wanted);
+  const int64_t all = std::ssize(rows);
   std::vector<kernels::LogitWish> wishes;
   int32_t sampled = 0;
-  found_.top_room = 0;
-  for (const OwnWanted& w : rows.wanted) {
+  found.top_room = 0;
+  for (const OwnWanted& w : rows) {
     const SlotShard& slot = state_.slots.at(plan.items[index(w.item)].slot);
-    wishes.push_back(wish_of(slot.sampling, *w.wanted, vocab, sampled));
-    sampled += w.wanted->sample ? 1 : 0;
-    found_.top_room = std::max(found_.top_room, int64_t{wishes.back().top});
+    wishes.push_back(wish_of(slot.sampling, w.wanted, vocab, sampled));
+    sampled += w.wanted.sample ? 1 : 0;
+    found.top_room = std::max(found.top_room, int64_t{wishes.back().top});
   }
   kernels::SampleOut out = {queue_.template scratch<LogitAnswer>(all),
-                            queue_.template scratch<Candidate>(all * found_.top_room),
-                            found_.top_room, queue_.template scratch<int32_t>(sampled)};
+                            queue_.template scratch<Candidate>(all * found.top_room),
+                            found.top_room, queue_.template scratch<int32_t>(sampled)};
   const std::span<const LogitAnswer> answers(out.answers, index(all));
-  const std::span<const Candidate> top(out.top, index(all * found_.top_room));
+  const std::span<const Candidate> top(out.top, index(all * found.top_room));
   const std::span<const int32_t> ids(out.ids, index(sampled));
 
   OpId op{step_.load(), config_.layers, 0, 0, "logits"};
@@ -46,7 +47,7 @@ std::span<const int32_t> RankOn<Queue>::answer_wanted(const StepPlan& plan, cons
     const kernels::InPhase phase(queue_, Phase::kHead);
     const int64_t n = std::min(kLogitRows, all - begin);
     std::vector<int32_t> from;
-    for (const OwnWanted& w : std::span(rows.wanted).subspan(index(begin), index(n)))
+    for (const OwnWanted& w : rows.subspan(index(begin), index(n)))
       from.push_back(static_cast<int32_t>(w.row));
     const Tensor picked = matrix(queue_.template scratch<float>(n * x.cols), n, x.cols);
     kernels::gather_rows(queue_, picked, x, queue_.upload(std::span<const int32_t>(from)));
@@ -68,10 +69,10 @@ std::span<const int32_t> RankOn<Queue>::answer_wanted(const StepPlan& plan, cons
     out.answers += n;
     out.top += n * out.top_room;
   }
-  found_.answers.resize(answers.size());
-  found_.top.resize(top.size());
-  queue_.download(std::span(found_.answers), answers.data());
-  queue_.download(std::span(found_.top), top.data());
+  found.answers.resize(answers.size());
+  found.top.resize(top.size());
+  queue_.download(std::span(found.answers), answers.data());
+  queue_.download(std::span(found.top), top.data());
   return ids;
 }
 

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "parallel/comm_ids.h"
 #include "parallel/kv_store_inl.h"
@@ -27,6 +28,8 @@ void RankOn<Queue>::reached(int32_t at_layer, int32_t at_hop) {
   const Clock::time_point deadline = Clock::now() + patience_;
   groups_.cp->set_deadline(deadline);
   groups_.tp->set_deadline(deadline);
+  // Launches wait where the device is far behind: whoever waits for the step before need not.
+  if (told_ != nullptr && begun() > 0 && queue_.ended(oldest().ticket)) (*told_)(end());
 }
 
 // What validate() cannot know beside what it does: this epoch, the vocabulary, the sampled ids that
@@ -73,7 +76,7 @@ StepRows RankOn<Queue>::rows_of(const StepPlan& plan) {
       for (const Wanted& wanted : item.wanted) {
         const auto at = std::lower_bound(mine.begin(), mine.end(), wanted.position);
         if (at != mine.end() && *at == wanted.position) {
-          rows.wanted.push_back({i, first + (at - mine.begin()), &wanted});
+          rows.wanted.push_back({i, first + (at - mine.begin()), wanted});
         }
       }
     }
@@ -122,17 +125,30 @@ void RankOn<Queue>::attend(int32_t l, std::span<const GroupLayout> layouts,
 }
 
 template <class Queue>
-absl::StatusOr<StepResult> RankOn<Queue>::apply(const StepPlan& plan, Clock::time_point deadline) {
-  const Clock::time_point start = Clock::now();
-  const double waited = waited_us();
+absl::Status RankOn<Queue>::begin(const StepPlan& plan, Clock::time_point deadline,
+                                  const Told& told) {
+  ANNULUS_CHECK(begun() < most_begun(), begun(), " steps are under way");
+  UnderWay& step = steps_[index(begun_ % kMostBegun)];
+  step.start = Clock::now();
+  step.waited_us = waited_us();
   queue_.phases().restart();
   kernels::set_check_context(absl::StrCat("rank ", world_rank_, ", step ", plan.step));
   if (absl::Status possible = check(plan); !possible.ok()) return possible;
   step_.store(plan.step);
   workspace_peak_ = 0;
-  patience_ = deadline - start;
+  patience_ = step.patience = deadline - step.start;
+  told_ = told ? &told : nullptr;
+  const absl::Cleanup nobody = [this] { told_ = nullptr; };
   reached(0, 0);
+  enqueue(plan, step);  // until its end() the host waits for nothing
+  step.ticket = queue_.close();
+  step.enqueued = Clock::now();
+  ++begun_;
+  return absl::OkStatus();
+}
 
+template <class Queue>
+void RankOn<Queue>::enqueue(const StepPlan& plan, UnderWay& step) {
   for (const Op& op : plan.ops) {
     apply_to_store(store_, op);
     position_lists_.apply(op);
@@ -144,13 +160,14 @@ absl::StatusOr<StepResult> RankOn<Queue>::apply(const StepPlan& plan, Clock::tim
       layout_groups(state_, plan, cp_rank(), policy_, position_lists_);
   StepRows rows = rows_of(plan);
 
-  StepResult result;
+  StepResult& result = step.result = {};
   result.epoch = plan.epoch;
   result.step = plan.step;
   result.world_rank = world_rank_;
   for (const GroupLayout& layout : layouts) {
     result.groups.push_back({.variant = layout.variant, .formula_bytes = layout.formula_bytes});
   }
+  step.wanted = std::move(rows.wanted);
   if (!plan.items.empty()) {
     const typename Queue::Mark mark(queue_);
     const int64_t n = static_cast<int64_t>(rows.ids.size()), d = config_.head_dim;
@@ -178,35 +195,44 @@ absl::StatusOr<StepResult> RankOn<Queue>::apply(const StepPlan& plan, Clock::tim
       };
     }
     forward(queue_, config_, *weights_, topology_.tp, ids, matrix(cos_sin.data(), n, d), hooks, x);
-    share_sampled(plan, answer_wanted(plan, rows, x));
+    share_sampled(plan, answer_wanted(plan, step.wanted, x, step.found));
     result.rows = static_cast<int32_t>(n);
-    result.logit_rows = static_cast<int32_t>(std::ssize(rows.wanted));
-  }
-  finish();  // once a step: until here the host has waited for nothing
-  if (topology_.tp_rank(world_rank_) == 0) {
-    result.wanted.resize(rows.wanted.size());
-    const auto answer = [&](int64_t r, int) {
-      const OwnWanted& w = rows.wanted[index(r)];
-      const auto top = std::span(found_.top).subspan(index(r * found_.top_room));
-      result.wanted[index(r)] =
-          answer_of(found_.answers[index(r)], top, config_.vocab, w.item, *w.wanted);
-    };
-    if constexpr (Queue::kHostMemory) {
-      queue_.parallel_for(std::ssize(rows.wanted), answer);
-    } else {
-      for (int64_t r = 0; r < std::ssize(rows.wanted); ++r) answer(r, 0);
-    }
+    result.logit_rows = static_cast<int32_t>(std::ssize(step.wanted));
   }
   result.kv_rows = store_.rows_used();
   result.kv_bytes = store_.bytes_used();
   result.workspace_peak_bytes = workspace_peak_;
+}
+
+template <class Queue>
+StepResult RankOn<Queue>::end() {
+  UnderWay& step = oldest();
+  queue_.finish(step.ticket, deadline_of(step));
+  StepResult result = std::move(step.result);
+  if (topology_.tp_rank(world_rank_) == 0) {
+    result.wanted.resize(step.wanted.size());
+    const auto answer = [&](int64_t r, int) {
+      const OwnWanted& w = step.wanted[index(r)];
+      const auto top = std::span(step.found.top).subspan(index(r * step.found.top_room));
+      result.wanted[index(r)] =
+          answer_of(step.found.answers[index(r)], top, config_.vocab, w.item, w.wanted);
+    };
+    if constexpr (Queue::kHostMemory) {
+      queue_.parallel_for(std::ssize(step.wanted), answer);
+    } else {
+      for (int64_t r = 0; r < std::ssize(step.wanted); ++r) answer(r, 0);
+    }
+  }
   if (queue_.phases().enabled()) {
     for (const double us : queue_.phases().take()) {
       result.phase_us.push_back(static_cast<float>(us));
     }
   }
-  result.waited_us = static_cast<float>(waited_us() - waited);
-  result.step_us = static_cast<float>(us_since(start));
+  ++ended_;
+  result.waited_us = static_cast<float>(waited_us() - step.waited_us);
+  // So that times of steps add up.
+  result.step_us = static_cast<float>(us_since(std::max(step.start, last_end_)));
+  last_end_ = Clock::now();
   return result;
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <memory>
@@ -61,7 +62,7 @@ void apply_to_store(KvStore<Queue>& store, const Op& op) {
 struct OwnWanted {
   int32_t item = 0;
   int64_t row = 0;  // of this rank's rows of the step
-  const Wanted* wanted = nullptr;
+  Wanted wanted;
 };
 
 // This rank's rows of a step, groups and items one after the other.
@@ -72,12 +73,25 @@ struct StepRows {
   std::vector<OwnWanted> wanted;   // by item
 };
 
-// What the device answers to the wanted rows, on the host once the queue has finished; keeps its
+// What the device answers to the wanted rows, on the host once the step is finished; keeps its
 // memory.
 struct Found {
   std::vector<kernels::LogitAnswer> answers;
   std::vector<kernels::Candidate> top;  // [rows, top_room]
   int64_t top_room = 0;
+};
+
+// What a step under way needs to be ended. Everything else that begin() has in the host's memory,
+// the next begin() may overwrite: uploads have copied it.
+template <class Queue>
+struct StepUnderWay {
+  StepResult result;  // but for what the device says
+  std::vector<OwnWanted> wanted;
+  Found found;
+  typename Queue::Ticket ticket;
+  Clock::time_point start, enqueued;
+  Clock::duration patience{};  // without progress
+  double waited_us = 0;        // before it
 };
 
 template <class Queue>
@@ -113,7 +127,15 @@ class RankOn final : public Rank {
     policy_.profile = measure_machine(queue_, groups_, shape_, *weights_);
     return policy_.profile;
   }
-  absl::StatusOr<StepResult> apply(const StepPlan& plan, Clock::time_point deadline) override;
+  absl::Status begin(const StepPlan& plan, Clock::time_point deadline, const Told& told) override;
+  bool wait(const std::function<bool()>& woken) override {
+    return queue_.wait(oldest().ticket, deadline_of(oldest()), woken);
+  }
+  StepResult end() override;
+  int32_t begun() const override { return static_cast<int32_t>(begun_ - ended_); }
+  int32_t most_begun() const override {
+    return Queue::kHostMemory || queue_.phases().enabled() ? 1 : kMostBegun;
+  }
   Breadcrumb breadcrumb() const override {
     return {step_.load(), progress_.load(), layer_.load(), hop_.load()};
   }
@@ -121,16 +143,27 @@ class RankOn final : public Rank {
   const ShardState& state() const override { return state_; }
 
  private:
+  static constexpr int32_t kMostBegun = 2;
+  using UnderWay = StepUnderWay<Queue>;
+
+  UnderWay& oldest() {
+    ANNULUS_CHECK(begun() > 0, "no step is under way");
+    return steps_[index(ended_ % kMostBegun)];
+  }
+  Clock::time_point deadline_of(const UnderWay& step) const {
+    return std::max(step.enqueued, last_end_) + step.patience;
+  }
+  void enqueue(const StepPlan& plan, UnderWay& step);
   int32_t cp_rank() const { return topology_.cp_rank(world_rank_); }
   absl::Status check(const StepPlan& plan) const;
   StepRows rows_of(const StepPlan& plan);
   void attend(int32_t layer, std::span<const GroupLayout> layouts,
               std::span<const int64_t> slot_rows, kernels::ConstTensor q, kernels::ConstTensor k,
               kernels::ConstTensor v, Tensor out, StepResult& result);
-  std::span<const int32_t> answer_wanted(const StepPlan& plan, const StepRows& rows, Tensor x);
+  std::span<const int32_t> answer_wanted(const StepPlan& plan, std::span<const OwnWanted> rows,
+                                         Tensor x, Found& found);
   void share_sampled(const StepPlan& plan, std::span<const int32_t> own);
   void reached(int32_t at_layer, int32_t at_hop);
-  void finish() { queue_.finish(Clock::now() + patience_); }
   double waited_us() const {  // for peers, since the epoch began
     return groups_.tp->waited_us() + groups_.cp->waited_us() + groups_.world->waited_us();
   }
@@ -151,11 +184,15 @@ class RankOn final : public Rank {
   ShardState state_;
   PositionLists position_lists_;  // of other ranks' rows
   SampledIds<Queue> sampled_;
-  Found found_;                 // of this step
-  int64_t workspace_peak_ = 0;  // of attention in this step, bytes
+  std::array<UnderWay, kMostBegun> steps_;  // by number; keep their memory
+  int64_t begun_ = 0, ended_ = 0;           // steps
+  Clock::time_point last_end_{};
+  // Of the step that is being enqueued:
+  int64_t workspace_peak_ = 0;  // of attention, bytes
+  const Told* told_ = nullptr;  // null: nobody is
   std::atomic<int64_t> step_{0}, progress_{0};
   std::atomic<int32_t> layer_{0}, hop_{0};
-  Clock::duration patience_{};  // of this step, without progress
+  Clock::duration patience_{};  // without progress
 };
 
 }  // namespace annulus::parallel::rank_on

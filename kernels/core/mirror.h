@@ -46,6 +46,9 @@ class Mirror {
     same_ = values_.size();
   }
 
+  // Of the device's memory, which steps under way may read; the last call.
+  void retire(Queue& queue) { queue.retire(std::exchange(device_, typename Queue::Memory())); }
+
   // As of the last sync(), which nothing may have followed.
   const T* data() const {
     ANNULUS_CHECK(same_ == values_.size(), same_, " of ", values_.size(), " values are there");

@@ -101,7 +101,15 @@ class CpuQueue {
   }
   void copy(std::byte* to, const std::byte* from, int64_t bytes) { std::copy_n(from, bytes, to); }
   void fill(std::byte* to, std::byte value, int64_t bytes) { std::fill_n(to, bytes, value); }
-  void finish(std::chrono::steady_clock::time_point) {}  // everything has run at the call
+  // Everything has run at the call.
+  struct Ticket {};
+  Ticket close() { return {}; }
+  bool wait(Ticket, std::chrono::steady_clock::time_point, const std::function<bool()>&) {
+    return true;
+  }
+  bool ended(Ticket) { return true; }
+  void finish(Ticket, std::chrono::steady_clock::time_point) {}
+  void finish(std::chrono::steady_clock::time_point) {}
   // Gives the memory back once what was enqueued has run.
   void retire(Memory) {}
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <thread>
 #include <utility>
 
@@ -17,6 +18,7 @@ constexpr int64_t kAlignment = 256;
 constexpr int64_t kFirstBlock = int64_t{1} << 20;
 // finish(): most decode steps end within a millisecond; whoever waits longer leaves its core.
 constexpr std::chrono::microseconds kSpin{20}, kSleep{50}, kPollEvery{2000};
+constexpr size_t kMostUnused = 64;  // pieces of retired memory
 
 }  // namespace
 
@@ -109,6 +111,10 @@ CudaQueue::~CudaQueue() {
   cudaStreamDestroy(stream_);
 }
 
+CudaQueue::Event::Event() {
+  check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDefault), "an event");
+}
+
 void CudaQueue::use(const CublasLtApi& api) {
   gemm_ = std::make_unique<Gemm>(api);
 }
@@ -116,7 +122,7 @@ void CudaQueue::use(const CublasLtApi& api) {
 void CudaQueue::write(std::byte* to, const void* from, int64_t bytes) {
   if (bytes == 0) return;
   const auto size = static_cast<size_t>(bytes);
-  void* staged = pinned_.allocate(bytes);
+  void* staged = filling().pinned.allocate(bytes);
   std::memcpy(staged, from, size);
   check_cuda(cudaMemcpyAsync(to, staged, size, cudaMemcpyHostToDevice, stream_), "an upload");
 }
@@ -124,9 +130,9 @@ void CudaQueue::write(std::byte* to, const void* from, int64_t bytes) {
 void CudaQueue::read(void* to, const void* from, int64_t bytes) {
   if (bytes == 0) return;
   const auto size = static_cast<size_t>(bytes);
-  void* staged = pinned_.allocate(bytes);
+  void* staged = filling().pinned.allocate(bytes);
   check_cuda(cudaMemcpyAsync(staged, from, size, cudaMemcpyDeviceToHost, stream_), "a download");
-  fetched_.push_back({to, staged, size});
+  filling().fetched.push_back({to, staged, size});
 }
 
 void CudaQueue::copy(std::byte* to, const std::byte* from, int64_t bytes) {
@@ -162,31 +168,91 @@ void CudaQueue::settle() {
   }
 }
 
-void CudaQueue::finish(std::chrono::steady_clock::time_point deadline) {
-  using Clock = std::chrono::steady_clock;
-  // Where this throws, nothing is copied to what the caller may have left.
-  const std::vector<Fetched> fetched = std::exchange(fetched_, {});
-  const Clock::time_point began = Clock::now();
-  for (Clock::time_point polled = began;;) {
-    const cudaError_t error = cudaStreamQuery(stream_);
-    if (error == cudaSuccess) break;
+CudaQueue::Step& CudaQueue::filling() {
+  if (filling_) return *filling_;
+  if (spare_.empty()) spare_.push_back(std::make_unique<Step>());
+  filling_ = std::move(spare_.back());
+  spare_.pop_back();
+  filling_->number = closed_ + 1;
+  if (measures_) check_cuda(cudaEventRecord(filling_->begun->get(), stream_), "an event");
+  return *filling_;
+}
+
+void CudaQueue::retire(Memory memory) {
+  if (memory.data() != nullptr) filling().retired.push_back(std::move(memory));
+}
+
+CudaQueue::Ticket CudaQueue::close() {
+  check_cuda(cudaEventRecord(filling().ended->get(), stream_), "an event");
+  open_.push_back(std::move(filling_));
+  return {++closed_};
+}
+
+bool CudaQueue::ended(Ticket step) {
+  for (const auto& open : open_) {
+    if (open->number != step.number) continue;
+    const cudaError_t error = cudaEventQuery(open->ended->get());
     if (error != cudaErrorNotReady) check_cuda(error, "the GPU");
+    return error == cudaSuccess;
+  }
+  ANNULUS_CHECK(step.number <= closed_, "step ", step.number, " of ", closed_);
+  return true;
+}
+
+bool CudaQueue::wait(Ticket step, std::chrono::steady_clock::time_point deadline,
+                     const std::function<bool()>& woken) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point began = Clock::now();
+  for (Clock::time_point polled = began; !ended(step);) {
     const Clock::time_point now = Clock::now();
     if (now > deadline) {
       throw DeviceError(
           concat("the GPU has not finished by the deadline, in phase ", name(phases_.current())));
     }
     if (now - began < kSpin) continue;
+    if (woken && woken()) return false;
     if (poll_ && now - polled > kPollEvery) {
       poll_();
       polled = now;
     }
     std::this_thread::sleep_for(kSleep);
   }
+  return true;
+}
+
+void CudaQueue::finish(Ticket step, std::chrono::steady_clock::time_point deadline) {
+  // Where this throws, nothing is copied to what the caller may have left.
+  std::vector<Fetched> fetched;
+  for (const auto& open : open_) {
+    if (open->number > step.number) break;
+    fetched.insert(fetched.end(), open->fetched.begin(), open->fetched.end());
+    open->fetched.clear();
+  }
+  wait(step, deadline);
   if (poll_) poll_();  // a stream also ends where its transfers were aborted
   for (const Fetched& f : fetched) std::memcpy(f.to, f.from, f.bytes);
-  pinned_.rewind({});
-  retired_.clear();
+  while (!open_.empty() && open_.front()->number <= step.number) {
+    Step& done = *open_.front();
+    if (measures_) note_gap(done);
+    done.pinned.rewind({});
+    std::move(done.retired.begin(), done.retired.end(), std::back_inserter(unused_));
+    done.retired.clear();
+    spare_.push_back(std::move(open_.front()));
+    open_.pop_front();
+  }
+  if ((open_.empty() && !filling_) || unused_.size() > kMostUnused) unused_.clear();
+}
+
+void CudaQueue::note_gap(Step& step) {
+  if (last_ended_) {
+    float ms = 0;
+    check_cuda(cudaEventElapsedTime(&ms, last_ended_->get(), step.begun->get()), "a gap");
+    gaps_us_ += 1e3 * static_cast<double>(ms);
+  } else {
+    last_ended_ = std::make_unique<Event>();
+  }
+  // The step's own is recorded again while the next one is under way.
+  std::swap(last_ended_, step.ended);
 }
 
 }  // namespace annulus::kernels

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // CudaQueue: what an op needs to run on one GPU: a stream, scratch memory on the device and a way
 // to bring small host arrays there. Work only enqueues; finish() waits. One thread owns a queue.
+// close() ends a step: what is enqueued behind it is the next one's, while the device may still run
+// the one before. Steps share scratch, for they run on one stream, in order; the pinned memory that
+// the host writes and reads meanwhile each has to itself.
 // Scratch is a bump arena as CpuQueue's: memory from scratch() lives until the Mark that surrounds
 // it ends, in stream order, and the arena keeps its peak size, so that a step in steady state
 // allocates nothing and every step of the same shape sees the same addresses (CUDA graphs).
@@ -13,6 +16,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <span>
@@ -75,7 +79,7 @@ class CudaQueue {
   int64_t scratch_peak_bytes() const { return device_.peak(); }
 
   // A copy of `values` in scratch on the device, enqueued; `values` may be gone at once. Pinned
-  // memory holds them until finish().
+  // memory holds them until the step is finished.
   template <class T>
   std::span<const T> upload(std::span<const T> values) {
     const auto bytes = static_cast<int64_t>(values.size_bytes());
@@ -85,7 +89,7 @@ class CudaQueue {
   }
   // The same into memory of the device.
   void write(std::byte* to, const void* from, int64_t bytes);
-  // to = from, of the device; there after finish(), until which `to` must live.
+  // to = from, of the device; there when the step is finished, until which `to` must live.
   template <class T>
   void download(std::span<T> to, const T* from) {
     read(to.data(), from, static_cast<int64_t>(to.size_bytes()));
@@ -97,12 +101,30 @@ class CudaQueue {
   // throws. Empty = none.
   void set_poll(std::function<void()> poll) { poll_ = std::move(poll); }
 
-  // Gives the memory back at the end of finish(), for what was enqueued may use it, and a cudaFree
-  // waits for the device.
-  void retire(Memory memory) { retired_.push_back(std::move(memory)); }
+  // Gives the memory back once the step is finished, for what was enqueued may use it. A cudaFree
+  // waits for the device: it comes when that has nothing to do, or for many at once.
+  void retire(Memory memory);
 
-  // Waits for what was enqueued. DeviceError at the deadline, or for what the device found.
-  void finish(std::chrono::steady_clock::time_point deadline);
+  // Of one step.
+  struct Ticket {
+    int64_t number = 0;
+  };
+  Ticket close();
+  // True: the step has run. False: `woken` said so first; it is asked now and then, empty = never.
+  // DeviceError at the deadline, or for what the device found.
+  bool wait(Ticket step, std::chrono::steady_clock::time_point deadline,
+            const std::function<bool()>& woken = {});
+  bool ended(Ticket step);  // wait() would not
+  // Waits for the step, and brings what it downloads. Steps are finished in order: those before it
+  // are, too.
+  void finish(Ticket step, std::chrono::steady_clock::time_point deadline);
+  // All that was enqueued.
+  void finish(std::chrono::steady_clock::time_point deadline) { finish(close(), deadline); }
+
+  // From the next step on, how long the device had nothing to do before a step's first upload, of
+  // all that are finished; asked for while nothing is enqueued.
+  void measure_gaps() { measures_ = true; }
+  double gaps_us() const { return gaps_us_; }
 
  private:
   enum class Place : uint8_t { kDevice, kPinned };
@@ -153,9 +175,17 @@ class CudaQueue {
   void read(void* to, const void* from, int64_t bytes);
   void settle();  // what was enqueued has run, or never will
 
-  cudaStream_t stream_ = nullptr;
-  int multiprocessors_ = 0;
-  Arena device_{Place::kDevice}, pinned_{Place::kPinned};
+  class Event {
+   public:
+    Event();
+    ~Event() { cudaEventDestroy(event_); }
+    Event(const Event&) = delete;
+    Event& operator=(const Event&) = delete;
+    cudaEvent_t get() const { return event_; }
+
+   private:
+    cudaEvent_t event_ = nullptr;
+  };
   // What read() has fetched into pinned memory, to be copied out by finish(): a copy into other
   // memory would hold the host until the device is there.
   struct Fetched {
@@ -163,8 +193,27 @@ class CudaQueue {
     const void* from;
     size_t bytes;
   };
-  std::vector<Fetched> fetched_;
-  std::vector<Memory> retired_;
+  struct Step {
+    int64_t number = 0;
+    std::unique_ptr<Event> begun = std::make_unique<Event>(), ended = std::make_unique<Event>();
+    Arena pinned{Place::kPinned};
+    std::vector<Fetched> fetched;
+    std::vector<Memory> retired;
+  };
+  Step& filling();
+  void note_gap(Step& step);
+
+  cudaStream_t stream_ = nullptr;
+  int multiprocessors_ = 0;
+  Arena device_{Place::kDevice};
+  std::unique_ptr<Step> filling_;           // what is enqueued now; null: nothing since close()
+  std::deque<std::unique_ptr<Step>> open_;  // closed, in order
+  std::vector<std::unique_ptr<Step>> spare_;
+  int64_t closed_ = 0;
+  std::vector<Memory> unused_;  // of finished steps
+  bool measures_ = false;
+  std::unique_ptr<Event> last_ended_;  // of the step that was finished last; null: none measured
+  double gaps_us_ = 0;
   std::unique_ptr<Gemm> gemm_;
   std::function<void()> poll_;
   PhaseClock phases_;

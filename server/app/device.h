@@ -4,7 +4,7 @@
 // made in steps, because the addresses of all ranks travel in between: connect(), load(), meet().
 // Used by the compute thread, save EpochRank's abort() and breadcrumb(), which any thread calls at
 // any time. Errors: Status for what an operator can mend, DeviceError from load(), meet() and
-// rank().apply().
+// rank().
 #pragma once
 
 #include <cstdint>

@@ -27,6 +27,7 @@
 #include "server/app/bus_error.h"
 #include "server/app/device.h"
 #include "server/app/host_facts.h"
+#include "server/app/step_pipeline.h"
 #include "server/app/worker_inbox.h"
 #include "server/one_line.h"
 #include "server/rpc/control_client.h"
@@ -78,7 +79,11 @@ struct Kept {
 class Session {
  public:
   Session(const WorkerOptions& options, Kept& kept, Device& device, ControlClient& client)
-      : options_(options), kept_(kept), device_(device), client_(client) {}
+      : options_(options),
+        kept_(kept),
+        device_(device),
+        client_(client),
+        steps_(inbox_, [this](parallel::StepResult result) { answer(std::move(result)); }) {}
 
   SessionEnd run();
   bool heard() const { return heard_; }  // after run(): whether a front end said anything
@@ -98,6 +103,8 @@ class Session {
                     const v1::WeightRoute& weights);
   absl::Status load(EpochRank& epoch, const v1::WeightRoute& weights, double& load_s);
   void on_plan(const v1::Plan& plan);
+  void run_steps();
+  void answer(parallel::StepResult result);
   void fail(const std::string& what);
   void drop_epoch();
   std::shared_ptr<EpochRank> current();
@@ -112,7 +119,7 @@ class Session {
   v1::Assignment assignment_;
   parallel::RankOptions rank_options_;
   std::unique_ptr<kernels::Timeline> timeline_;  // null: nobody asked for a trace
-  std::optional<Clock::time_point> step_ended_;
+  StepPipeline steps_;
 
   std::mutex mutex_;
   std::condition_variable stop_heartbeats_, aborted_;
@@ -146,6 +153,7 @@ SessionEnd Session::run() {
   std::thread heart([this] { heartbeat_loop(); });
   SessionEnd end = SessionEnd::kDisconnected;
   for (;;) {
+    run_steps();
     const std::optional<v1::FrontMessage> message = inbox_.pop();
     heard_ = heard_ || message.has_value();
     if (!message || !handle(*message, end)) break;
@@ -364,7 +372,6 @@ absl::Status Session::meet(EpochRank& epoch, const std::vector<std::string>& add
   for (const auto& [field, value] : profile_values(*profile)) {
     (*ready->mutable_profile()->mutable_values())[field] = value;
   }
-  step_ended_.reset();
   client_.write(std::move(message));
   return absl::OkStatus();
 }
@@ -447,33 +454,38 @@ void Session::on_plan(const v1::Plan& message) {
   if (!epoch || epoch->epoch() != message.epoch() || !epoch->met() || over(message.epoch())) return;
   const auto plan = parallel::decode_plan(message.plan());
   if (!plan.ok()) return fail(absl::StrCat("a plan does not parse: ", plan.status().message()));
-  const Clock::time_point start = Clock::now();
-  const float idle_us = step_ended_ ? us_since(*step_ended_) : 0;
   const auto limit = std::chrono::duration_cast<Clock::duration>(
       std::chrono::duration<double>(std::clamp(message.deadline_s(), 0.1, 86400.0)));
-  if (timeline_ != nullptr) timeline_->clear();
+  if (timeline_ != nullptr) timeline_->clear();  // with one, no two steps are under way
   attempt("in a step", [&] {
-    auto result = epoch->rank().apply(*plan, start + limit);
-    if (!result.ok()) return fail(absl::StrCat("an impossible plan: ", result.status().message()));
-    step_ended_ = Clock::now();
-    result->idle_us = idle_us;
-    result->plans_waiting = inbox_.plans();
-    result->resident_bytes = resident_bytes();
-    v1::WorkerMessage answer;
-    answer.mutable_answer()->set_epoch(epoch->epoch());
-    answer.mutable_answer()->set_result(parallel::encode(*result));
-    if (timeline_ != nullptr) {
-      const auto intervals = timeline_->intervals();
-      answer.mutable_answer()->set_intervals(intervals.data(), intervals.size_bytes());
-      if (timeline_->dropped() > 0) {
-        spdlog::warn(
-            "rank {}: the trace of step {} lacks its last {} intervals: smaller "
-            "--chunk-tokens make shorter steps",
-            assignment_.world_rank(), plan->step, timeline_->dropped());
-      }
-    }
-    client_.write(std::move(answer));
+    const absl::Status begun = steps_.begin(epoch->rank(), *plan, limit);
+    if (!begun.ok()) fail(absl::StrCat("an impossible plan: ", begun.message()));
   });
+}
+
+// Until there is a message to handle, or nothing to do but to wait for one.
+void Session::run_steps() {
+  if (steps_.empty()) return;
+  const std::shared_ptr<EpochRank> epoch = current();
+  attempt("in a step", [&] { steps_.run(epoch->rank()); });
+}
+
+void Session::answer(parallel::StepResult result) {
+  result.resident_bytes = resident_bytes();
+  v1::WorkerMessage message;
+  message.mutable_answer()->set_epoch(result.epoch);
+  message.mutable_answer()->set_result(parallel::encode(result));
+  if (timeline_ != nullptr) {
+    const auto intervals = timeline_->intervals();
+    message.mutable_answer()->set_intervals(intervals.data(), intervals.size_bytes());
+    if (timeline_->dropped() > 0) {
+      spdlog::warn(
+          "rank {}: the trace of step {} lacks its last {} intervals: smaller --chunk-tokens make "
+          "shorter steps",
+          assignment_.world_rank(), result.step, timeline_->dropped());
+    }
+  }
+  client_.write(std::move(message));
 }
 
 // The epoch is lost, the worker is not: it says so and waits for the next.
@@ -505,7 +517,7 @@ void Session::drop_epoch() {
     epoch = std::exchange(epoch_, nullptr);
     aborted_.wait(lock, [this] { return aborting_ == 0; });
   }
-  step_ended_.reset();
+  steps_.clear();
 }
 
 std::shared_ptr<EpochRank> Session::current() {

@@ -40,6 +40,10 @@ class Inbox {
     if (message.has_plan()) --plans_;
     return message;
   }
+  bool ready() {  // pop() would not wait
+    const std::lock_guard lock(mutex_);
+    return closed_ || !queue_.empty();
+  }
   int32_t plans() {
     const std::lock_guard lock(mutex_);
     return plans_;

@@ -31,6 +31,8 @@ ENGINE = (("engine_test", "Engine.*"),)
 WGMMA = (("kernels_cuda_emulated_test", "CudaAttention.TimesDoNotMatter:CudaAttention.TensorCoresPages:"
           "CudaAttention.TensorCoresOddTiles"),)
 GPU_SAMPLER = (("kernels_cuda_emulated_test", "CudaSampling.*"),)
+GPU_STEPS = (("kernels_cuda_emulated_test", "CudaQueueTest.*"),)
+OVERLAP = (("parallel_cuda_emulated_test", "CudaEngineOverlap.AStepIsBegunWhileTheOneBeforeIsUnderWay"),)
 SCHEDULER = (("scheduler_test", "Scheduler.*:Sessions.*:*SimulationTest*"),)
 
 KERNEL = "kernels/cpu/attention_rows.h"
@@ -197,7 +199,8 @@ MUTANTS = (
            "[&](const Step& one) { return one.step == step; });",
            "[&](const Step& one) { return one.step == step || one.step + 1 == step; });", ENGINE),
     Mutant("sampled ids", "the host waits for them in the middle of a step", "parallel/rank_answers_inl.h",
-           "  // They came by rank.", "  finish();", (("parallel_cuda_emulated_test", "CudaEngineSampled.AStepWaitsOnceForTheGpu"),)),
+           "  // They came by rank.", "  queue_.finish(Clock::now() + patience_);",
+           (("parallel_cuda_emulated_test", "CudaEngineSampled.AStepWaitsOnceForTheGpu"),)),
     Mutant("sampling", "ties go to the larger id", "kernels/cpu/sampling.cc",
            "return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;",
            "return a.logit != b.logit ? a.logit > b.logit : a.id > b.id;", SAMPLER),
@@ -229,6 +232,29 @@ MUTANTS = (
     Mutant("plan log", "a rank that drifted goes on", "parallel/shard_validate.cc",
            "if (plan.digest != state.digest) {", "if (plan.digest != state.digest && plan.epoch < 0) {",
            (("parallel_pure_test", "Validate.*"),)),
+    # -- two steps under way on a GPU
+    Mutant("overlap", "steps share one arena of pinned memory", "kernels/cuda/queue.cc",
+           "open_.push_back(std::move(filling_));\n  return {++closed_};",
+           "open_.push_back(std::make_unique<Step>());\n"
+           "  std::swap(open_.back()->ended, filling_->ended);\n"
+           "  std::swap(open_.back()->fetched, filling_->fetched);\n"
+           "  std::swap(open_.back()->retired, filling_->retired);\n"
+           "  open_.back()->number = filling_->number;\n"
+           "  filling_->pinned.rewind({});\n"
+           "  spare_.push_back(std::move(filling_));\n"
+           "  return {++closed_};", GPU_STEPS, quick=True),
+    Mutant("overlap", "a step takes what the next one fetches", "kernels/cuda/queue.cc",
+           "if (open->number > step.number) break;", "if (open->number > step.number + 1) break;", GPU_STEPS),
+    Mutant("overlap", "a step has ended when the next one has", "parallel/rank_on.h",
+           "return steps_[index(ended_ % kMostBegun)];", "return steps_[index((begun_ - 1) % kMostBegun)];", OVERLAP),
+    Mutant("overlap", "a step that releases a slot waits for the one before", "parallel/kv_store_inl.h",
+           "  s.pages.retire(queue_);\n  s.positions.retire(queue_);\n", "", OVERLAP),
+    Mutant("overlap", "the next step puts off a deadline", "parallel/rank_on.h",
+           "return std::max(step.enqueued, last_end_) + step.patience;", "return std::max(step.enqueued, Clock::now()) + patience_;",
+           (("parallel_cuda_emulated_test", "CudaEngineOverlap.AStepPassesItsOwnDeadline"),)),
+    Mutant("overlap", "plans that are here wait for the step before", "server/app/step_pipeline.cc",
+           "if (wanted() || !rank.wait(wanted)) return;", "rank.wait([&] { return !room && wanted(); });",
+           (("front_test", "StepPipelineTest.*"),)),
     # -- attention on Hopper, on the emulated GPU
     Mutant("wgmma", "rows written by threads are not fenced for wgmma", HOPPER,
            "device::wait_copies<0>();\n      device::fence_proxy_async();\n    }",

@@ -12,10 +12,10 @@ namespace {
 using kernels::CudaQueue;
 using kernels::Precision;
 
-class EngineOnAGpu : public ::testing::TestWithParam<std::tuple<Precision, bool, bool>> {};
+class EngineOnAGpu : public ::testing::TestWithParam<std::tuple<Precision, bool, bool, int32_t>> {};
 
 TEST_P(EngineOnAGpu, AnswersAsOneRankOnACpu) {
-  const auto [precision, cublas, sampled] = GetParam();
+  const auto [precision, cublas, sampled, most] = GetParam();
   if (const auto device = kernels::find_cuda_device(0); !device.ok()) {
     GTEST_SKIP() << device.status();
   }
@@ -31,14 +31,16 @@ TEST_P(EngineOnAGpu, AnswersAsOneRankOnACpu) {
   rank = problem.rank_on(std::move(queue), world->groups(), {}, 0);
   rank->measure();
   Answers answers(problem.of_cpu.size());
-  problem.run(*rank, {}, 0, Variant::kPassKv,
-              [&](size_t step, const auto& wanted) { answers[step] = wanted; });
+  problem.run(
+      *rank, {}, 0, Variant::kPassKv,
+      [&](size_t step, const auto& wanted) { answers[step] = wanted; }, most);
   problem.expect_equal(answers);
 }
 
 INSTANTIATE_TEST_SUITE_P(Precisions, EngineOnAGpu,
                          ::testing::Combine(::testing::Values(Precision::kF32, Precision::kDefault),
-                                            ::testing::Bool(), ::testing::Bool()));
+                                            ::testing::Bool(), ::testing::Bool(),
+                                            ::testing::Values(1, 2)));
 
 }  // namespace
 }  // namespace annulus::parallel

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
 #include <tuple>
@@ -77,18 +78,24 @@ struct EngineProblem {
     return std::chrono::steady_clock::now() + std::chrono::seconds(60);
   }
 
-  // The plans through one rank; its answers go where they belong.
+  // The plans through one rank, with up to `most` steps under way; its answers go where they
+  // belong. `begun` is called after every begin(), which `tells` of steps that end meanwhile.
   template <class Add>
-  void run(Rank& rank, Topology topology, int32_t world_rank, Variant variant,
-           const Add& add) const {
+  void run(Rank& rank, Topology topology, int32_t world_rank, Variant variant, const Add& add,
+           int32_t most = 1, const std::function<void()>& begun = {}, bool tells = false) const {
+    const Rank::Told take = [&](const StepResult& result) {
+      add(static_cast<size_t>(result.step), result.wanted);
+    };
     for (const StepPlan& whole : script(topology.cp, variant)) {
       ShardState state = rank.state();
       apply_ops(state, whole);
       const StepPlan plan = plan_for_rank(state, whole, topology.cp_rank(world_rank));
-      const absl::StatusOr<StepResult> result = rank.apply(plan, soon());
-      ASSERT_TRUE(result.ok()) << result.status();
-      add(static_cast<size_t>(plan.step), result->wanted);
+      if (rank.begun() == most) take(rank.end());
+      const absl::Status status = rank.begin(plan, soon(), tells ? take : Rank::Told());
+      ASSERT_TRUE(status.ok()) << status;
+      if (begun) begun();
     }
+    while (rank.begun() > 0) take(rank.end());
   }
 
   // In order of item and position.

@@ -2,10 +2,12 @@
 // The whole engine on emulated GPUs, joined by a scripted NCCL: the same plans as one rank on a CPU
 // gives the same answers, for every layout and variant.
 #include <barrier>
+#include <chrono>
 #include <functional>
 #include <map>
 #include <mutex>
 #include <set>
+#include <thread>
 #include <utility>
 
 #include "kernels/cuda/matrix.h"
@@ -48,9 +50,20 @@ std::shared_ptr<const LlamaWeights<CudaQueue>> weights_of(const EngineProblem& p
   return weights;
 }
 
-// `after` is told each step's end by each rank, on its thread.
+thread_local int64_t last_waits = -1;  // of a rank
+
+// How plans are run; what is told, each rank is told on its thread.
+struct Manner {
+  bool sent = false;  // weights
+  int32_t most = 1;   // steps under way
+  bool tells = false;
+  std::function<void(size_t step)> ended = {};
+  std::function<void()> begun = {};
+  std::function<void(CudaQueue&queue)> at_first = {}, at_last = {};
+};
+
 Answers answers_of(const EngineProblem& problem, Topology topology, Variant variant,
-                   bool sent = false, const std::function<void(size_t step)>& after = {}) {
+                   const Manner& manner = {}) {
   const int32_t ranks = topology.world();
   std::vector<std::string> addresses(static_cast<size_t>(ranks));
   std::barrier all(ranks);
@@ -62,18 +75,24 @@ Answers answers_of(const EngineProblem& problem, Topology topology, Variant vari
     addresses[static_cast<size_t>(me)] = world->address();
     all.arrive_and_wait();
     ASSERT_TRUE(world->connect(addresses).ok());
-    auto queue = std::make_unique<CudaQueue>(0);
-    if (sent) {
-      auto weights = weights_of(problem, *queue, *world, topology, me);
-      rank = problem.rank_on(std::move(queue), world->groups(), topology, me, std::move(weights));
+    auto owned = std::make_unique<CudaQueue>(0);
+    CudaQueue& queue = *owned;
+    if (manner.sent) {
+      auto weights = weights_of(problem, queue, *world, topology, me);
+      rank = problem.rank_on(std::move(owned), world->groups(), topology, me, std::move(weights));
     } else {
-      rank = problem.rank_on(std::move(queue), world->groups(), topology, me);
+      rank = problem.rank_on(std::move(owned), world->groups(), topology, me);
     }
-    problem.run(*rank, topology, me, variant, [&](size_t step, const auto& wanted) {
-      if (after) after(step);
-      const std::lock_guard lock(mutex);
-      answers[step].insert(answers[step].end(), wanted.begin(), wanted.end());
-    });
+    if (manner.at_first) manner.at_first(queue);
+    problem.run(
+        *rank, topology, me, variant,
+        [&](size_t step, const auto& wanted) {
+          if (manner.ended) manner.ended(step);
+          const std::lock_guard lock(mutex);
+          answers[step].insert(answers[step].end(), wanted.begin(), wanted.end());
+        },
+        manner.most, manner.begun, manner.tells);
+    if (manner.at_last) manner.at_last(queue);
     all.arrive_and_wait();  // nobody leaves while others may need it
     world.reset();
   });
@@ -104,13 +123,13 @@ TEST(CudaEngineF8, AnswersAsOneRankWhateverCp) {
   problem.of_cpu = one;
   for (const Variant variant : {Variant::kPassKv, Variant::kPassQ})
     problem.expect_equal(answers_of(problem, {1, 2}, variant));
-  problem.expect_equal(answers_of(problem, {1, 2}, Variant::kPassKv, /*sent=*/true));
+  problem.expect_equal(answers_of(problem, {1, 2}, Variant::kPassKv, {.sent = true}));
 }
 
 TEST(CudaWeights, ThatWereSentAnswerAsThoseThatWereRead) {
   const EngineProblem fp32(Precision::kF32), bf16(Precision::kDefault);
-  fp32.expect_equal(answers_of(fp32, {2, 3}, Variant::kPassKv, /*sent=*/true));
-  bf16.expect_equal(answers_of(bf16, {1, 2}, Variant::kPassQ, /*sent=*/true));
+  fp32.expect_equal(answers_of(fp32, {2, 3}, Variant::kPassKv, {.sent = true}));
+  bf16.expect_equal(answers_of(bf16, {1, 2}, Variant::kPassQ, {.sent = true}));
 }
 
 // What is drawn is drawn from logits that differ by 1e-4 at most, with the same numbers.
@@ -129,17 +148,159 @@ TEST(CudaEngineSampled, AStepWaitsOnceForTheGpu) {
   std::mutex mutex;                           // guards waits
   std::map<size_t, std::set<int64_t>> waits;  // by step, of any rank
   for (const Topology topology : {Topology{1, 1}, Topology{2, 1}, Topology{1, 3}, Topology{2, 2}}) {
-    (void)answers_of(problem, topology, Variant::kGatherQ, false, [&](size_t step) {
+    const auto count = [&](size_t step) {
       thread_local int64_t before = 0;
       const int64_t now = cuda_emulation::host_waits();
       const std::lock_guard lock(mutex);
       waits[step].insert(now - std::exchange(before, now));
-    });
+    };
+    (void)answers_of(problem, topology, Variant::kGatherQ, {.ended = count});
   }
   waits.erase(0);  // weights were loaded before it
   EXPECT_EQ(waits.size(), problem.of_cpu.size() - 1);
   for (const auto& [step, of_ranks] : waits)
     EXPECT_EQ(of_ranks, std::set<int64_t>{1}) << "step " << step;
+}
+
+// Sequences in turn: each takes the pages that the one before gave up in the same plan, and their
+// prompts are of other lengths, so that uploads of two steps lie elsewhere.
+std::vector<StepPlan> turnover_script(int32_t cp, Variant variant) {
+  std::vector<StepPlan> plans;
+  ShardState state = testing::state_of(cp);
+  for (int64_t k = 0; k < 9; ++k) {
+    const bool prompts = k % 3 == 0;
+    const int32_t slot = 1 + static_cast<int32_t>(k / 3 % 2);
+    const auto length = static_cast<int32_t>(30 - 9 * (k / 3));
+    std::vector<Op> ops;
+    if (prompts && k > 0) ops.push_back(testing::op_of(Op::Kind::kRelease, 3 - slot));
+    if (prompts) ops.push_back(testing::admit(slot, static_cast<int32_t>(k) % cp));
+    Item item = testing::item_of(slot, 0, length);
+    for (int32_t& token : item.tokens) token = static_cast<int32_t>((token + 31 * k) % 250);
+    if (!prompts) {
+      item = {};
+      item.slot = slot;
+      item.placement = Placement::kDecode;
+      item.spans = {{length + k % 3 - 1, 1, 1}};
+      item.sampled = {k - 1, 0};
+    }
+    item.wanted = {{item.spans.front().last(), true, 7, 3, true}};
+    StepPlan plan = testing::plan_of(state, std::move(ops), {std::move(item)});
+    plan.epoch = 1;
+    plan.step = k;
+    for (Group& group : plan.groups) group.variant = variant;
+    state = advance(std::move(state), plan);
+    plans.push_back(std::move(plan));
+  }
+  return plans;
+}
+
+// With two steps under way the second is enqueued without a wait for the first, and what they
+// answer is what they answer one by one. Streams run as late as they may: only what finish() waits
+// for.
+TEST(CudaEngineOverlap, AStepIsBegunWhileTheOneBeforeIsUnderWay) {
+  const auto ended = [](size_t) { last_waits = cuda_emulation::host_waits(); };
+  const auto begun = [] {
+    const int64_t now = cuda_emulation::host_waits();
+    if (last_waits >= 0) {
+      EXPECT_EQ(now, last_waits);
+    }
+    last_waits = now;
+  };
+  const Manner overlap = {.most = 2, .ended = ended, .begun = begun};
+  const EngineProblem forks(Precision::kF32, sampled_script);
+  for (const Topology topology : {Topology{1, 1}, Topology{2, 2}})
+    forks.expect_equal(answers_of(forks, topology, Variant::kGatherQ, overlap));
+  const EngineProblem turnover(Precision::kF32, turnover_script);
+  for (const Variant variant : {Variant::kPassKv, Variant::kPassQ})
+    turnover.expect_equal(answers_of(turnover, {1, 3}, variant, overlap));
+  turnover.expect_equal(answers_of(turnover, {2, 1}, Variant::kPassKv, overlap));
+}
+
+// Asking whether a step has ended makes the emulated GPU run it: all end while the next is
+// enqueued, but the last.
+TEST(CudaEngineOverlap, AStepThatEndsMeanwhileIsTold) {
+  const EngineProblem problem(Precision::kF32, turnover_script);
+  std::vector<std::string> log;
+  const Manner manner = {
+      .most = 2,
+      .tells = true,
+      .ended = [&](size_t step) { log.push_back("end " + std::to_string(step)); },
+      .begun = [&] { log.push_back("begun"); }};
+  problem.expect_equal(answers_of(problem, {1, 1}, Variant::kGatherQ, manner));
+  ASSERT_EQ(log.size(), 18u);
+  EXPECT_EQ(log[0], "begun");
+  for (size_t step = 0; step < 9; ++step) {
+    EXPECT_EQ(log[2 * step + 1], "end " + std::to_string(step));
+    if (step < 8) {
+      EXPECT_EQ(log[2 * step + 2], "begun");
+    }
+  }
+}
+
+// The device has its next step when it is done with one.
+TEST(CudaEngineOverlap, TheDeviceIsNeverWithoutWork) {
+  const EngineProblem problem(Precision::kF32, turnover_script);
+  for (const int32_t most : {1, 2}) {
+    double gaps_us = 0;
+    (void)answers_of(problem, {1, 1}, Variant::kPassKv,
+                     {.most = most,
+                      .at_first = [](CudaQueue& queue) { queue.measure_gaps(); },
+                      .at_last = [&](CudaQueue& queue) { gaps_us = queue.gaps_us(); }});
+    EXPECT_EQ(gaps_us, most == 1 ? 8e3 : 0) << most;
+  }
+}
+
+// Rank 0 of two has two steps under way, and rank 1 does not come.
+std::string end_without_peer(std::chrono::milliseconds first_deadline,
+                             const std::function<void(NcclWorld&)>& meanwhile) {
+  const EngineProblem problem(Precision::kF32);
+  const Topology topology{1, 2};
+  std::vector<std::string> addresses(2);
+  std::barrier all(2);
+  std::string error = "none";
+  annulus::testing::run_ranks(2, [&](int32_t me) {
+    std::unique_ptr<Rank> rank;
+    auto world = NcclWorld::create(annulus::testing::scripted_nccl(), topology, me, 1).value();
+    addresses[static_cast<size_t>(me)] = world->address();
+    all.arrive_and_wait();
+    ASSERT_TRUE(world->connect(addresses).ok());
+    rank = problem.rank_on(std::make_unique<CudaQueue>(0), world->groups(), topology, me);
+    if (me == 0) {
+      const std::vector<StepPlan> plans = engine_script(2, Variant::kPassKv);
+      for (size_t step = 0; step < 2; ++step) {
+        ShardState state = rank->state();
+        apply_ops(state, plans[step]);
+        const auto deadline = std::chrono::steady_clock::now() +
+                              (step == 0 ? first_deadline : std::chrono::milliseconds(60000));
+        EXPECT_TRUE(rank->begin(plan_for_rank(state, plans[step], 0), deadline, {}).ok());
+      }
+      std::jthread control([&] { meanwhile(*world); });
+      try {
+        (void)rank->end();
+      } catch (const kernels::DeviceError& thrown) {
+        error = thrown.what();
+      }
+    }
+    all.arrive_and_wait();
+    world.reset();
+  });
+  return error;
+}
+
+TEST(CudaEngineOverlap, AStepPassesItsOwnDeadline) {
+  const auto began = std::chrono::steady_clock::now();
+  const std::string error = end_without_peer(std::chrono::milliseconds(1000), [](NcclWorld&) {});
+  EXPECT_NE(error.find("has not finished by the deadline"), std::string::npos) << error;
+  EXPECT_LT(std::chrono::steady_clock::now() - began, std::chrono::seconds(30));
+}
+
+TEST(CudaEngineOverlap, AnAbortEndsAllThatIsUnderWay) {
+  const std::string error =
+      end_without_peer(std::chrono::milliseconds(60000), [](NcclWorld& world) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+        world.abort("rank 1 is lost");
+      });
+  EXPECT_NE(error.find("rank 1 is lost"), std::string::npos) << error;
 }
 
 // Prompts of several tiles of keys, so that attention goes by TMA and wgmma: a long one beside a

@@ -17,6 +17,7 @@ TEST(CudaRankOf, SendsWhatItWouldSend) {
   options.tokens = 48;  // even shares
   options.chunk_tokens = 30;
   options.rank.page_tokens = 16;
+  options.decode_steps = 4;
   const auto report = run_rank_of(options, std::make_unique<kernels::CudaQueue>(0));
   ASSERT_TRUE(report.ok()) << report.status();
   ASSERT_EQ(report->steps.size(), 2u);
@@ -26,6 +27,11 @@ TEST(CudaRankOf, SendsWhatItWouldSend) {
     EXPECT_EQ(step.tp.sums, 6);
   }
   EXPECT_EQ(report->kv_rows, 16);
+  ASSERT_EQ(report->decode.size(), 2u);
+  EXPECT_EQ(report->decode[0].under_way, 1);
+  EXPECT_GT(report->decode[0].gap_us, 700);  // of the emulated GPU: 1 ms where it was idle
+  EXPECT_EQ(report->decode[1].under_way, 2);
+  EXPECT_LT(report->decode[1].gap_us, 300);
 }
 
 }  // namespace

@@ -321,9 +321,9 @@ thread_local std::vector<std::unique_ptr<Stream>>
 thread_local std::map<const std::byte*, size_t> pinned;  // blocks of cudaMallocHost
 
 thread_local int64_t waits = 0;
-void note_wait(Stream& stream) {
-  if (stream.waited_for == stream.enqueued) return;
-  stream.waited_for = stream.enqueued;
+void note_wait(Stream& stream, int64_t count) {
+  if (stream.waited_for >= count) return;
+  stream.waited_for = count;
   ++waits;
 }
 
@@ -340,6 +340,7 @@ int64_t host_waits() {
 struct Event {
   Stream* stream = nullptr;
   int64_t count = 0;
+  bool found_it_idle = false;
 };
 
 void enqueue_waiting(Stream* stream, std::function<bool()> work) {
@@ -444,12 +445,12 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  cuda_emulation::note_wait(*stream);
+  cuda_emulation::note_wait(*stream, stream->enqueued);
   while (!stream->run_to(stream->enqueued)) std::this_thread::yield();
   return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
-  cuda_emulation::note_wait(*stream);
+  cuda_emulation::note_wait(*stream, stream->enqueued);
   return stream->run_to(stream->enqueued) ? cudaSuccess : cudaErrorNotReady;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
@@ -463,7 +464,16 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  *event = {stream, stream->enqueued};
+  *event = {stream, stream->enqueued, stream->run == stream->enqueued};
+  return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  if (event->stream == nullptr) return cudaSuccess;
+  cuda_emulation::note_wait(*event->stream, event->count);
+  return event->stream->run_to(event->count) ? cudaSuccess : cudaErrorNotReady;
+}
+cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t end) {
+  *ms = end->found_it_idle ? 1.0f : 0.0f;
   return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
