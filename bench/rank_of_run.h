@@ -91,6 +91,11 @@ absl::StatusOr<RankOfReport> run_rank_of(const RankOfOptions& options,
   AloneComm<Queue> world(world_rank, topology.world());
   RankOptions rank_options = options.rank;
   rank_options.context = options.tokens;
+  if (options.decode_steps > 0 && rank_options.kv_capacity_rows == 0) {  // decoded twice
+    rank_options.kv_capacity_rows =
+        default_kv_rows(options.tokens, topology.cp, rank_options.page_tokens) +
+        2 * (int64_t{options.decode_steps} + 1);
+  }
   Queue& of_rank = *queue;
   rank_options.profile = true;
   auto rank = Rank::create(

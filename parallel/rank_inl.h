@@ -132,7 +132,7 @@ absl::Status RankOn<Queue>::begin(const StepPlan& plan, Clock::time_point deadli
   step.start = Clock::now();
   step.waited_us = waited_us();
   queue_.phases().restart();
-  kernels::set_check_context(absl::StrCat("rank ", world_rank_, ", step ", plan.step));
+  name_step(plan.step);
   if (absl::Status possible = check(plan); !possible.ok()) return possible;
   step_.store(plan.step);
   workspace_peak_ = 0;
@@ -207,6 +207,7 @@ void RankOn<Queue>::enqueue(const StepPlan& plan, UnderWay& step) {
 template <class Queue>
 StepResult RankOn<Queue>::end() {
   UnderWay& step = oldest();
+  name_step(step.result.step);
   queue_.finish(step.ticket, deadline_of(step));
   StepResult result = std::move(step.result);
   if (topology_.tp_rank(world_rank_) == 0) {

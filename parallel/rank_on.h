@@ -129,6 +129,7 @@ class RankOn final : public Rank {
   }
   absl::Status begin(const StepPlan& plan, Clock::time_point deadline, const Told& told) override;
   bool wait(const std::function<bool()>& woken) override {
+    name_step(oldest().result.step);
     return queue_.wait(oldest().ticket, deadline_of(oldest()), woken);
   }
   StepResult end() override;
@@ -146,6 +147,10 @@ class RankOn final : public Rank {
   static constexpr int32_t kMostBegun = 2;
   using UnderWay = StepUnderWay<Queue>;
 
+  // In what goes wrong from here on.
+  void name_step(int64_t step) const {
+    kernels::set_check_context(absl::StrCat("rank ", world_rank_, ", step ", step));
+  }
   UnderWay& oldest() {
     ANNULUS_CHECK(begun() > 0, "no step is under way");
     return steps_[index(ended_ % kMostBegun)];

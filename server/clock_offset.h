@@ -18,14 +18,15 @@ class ClockOffset {
   static constexpr size_t kReadings = 8;
 
   // Nanoseconds; theirs: what the other clock showed between sent and received. One that cannot be
-  // is left out.
+  // is left out, but counted as asked for.
   void add(int64_t sent, int64_t theirs, int64_t received) {
+    ++asked_;
     constexpr int64_t kLatest = int64_t{1} << 60;
     if (received < sent || theirs <= -kLatest || theirs >= kLatest) return;
     const int64_t half = (received - sent + 1) / 2;
     readings_[count_++ % kReadings] = {.offset = theirs - (sent + half), .error = half};
   }
-  bool settled() const { return count_ >= kReadings; }
+  bool settled() const { return asked_ >= kReadings; }
 
   struct Reading {
     int64_t offset = 0, error = -1;  // theirs - ours; half the round trip, -1: there is none
@@ -44,7 +45,7 @@ class ClockOffset {
 
  private:
   std::array<Reading, kReadings> readings_{};
-  size_t count_ = 0;
+  size_t asked_ = 0, count_ = 0;
 };
 
 }  // namespace annulus::server

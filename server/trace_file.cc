@@ -1,8 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/trace_file.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <map>
@@ -30,6 +36,14 @@ std::string number(const char* key, int64_t value) {
 
 std::string text(const char* key, const std::string& value) {
   return absl::StrCat("\"", key, "\":\"", value, "\"");
+}
+
+std::string us(int64_t ns) {
+  char digits[32];
+  const auto size = static_cast<long long>(std::abs(ns));
+  std::snprintf(digits, sizeof digits, "%s%lld.%03lld", ns < 0 ? "-" : "", size / 1000,
+                size % 1000);
+  return digits;
 }
 
 constexpr int64_t kLatest_ns = int64_t{1} << 60;  // of any clock: 36 years since it began
@@ -78,6 +92,13 @@ absl::StatusOr<std::vector<Interval>> read_intervals(std::string_view bytes, int
       !std::all_of(out.begin(), out.end(), is_possible)) {
     return absl::InvalidArgumentError("its trace of a step is none");
   }
+  int64_t before = -kLatest_ns;  // in the compute lane, whose intervals are grouped by layer
+  for (const Interval& interval : out) {
+    if (interval.lane != Interval::Lane::kCompute) continue;
+    if (interval.begin_ns < before)
+      return absl::InvalidArgumentError("its trace of a step is not in order of time");
+    before = interval.begin_ns;
+  }
   for (Interval& interval : out) {
     interval.begin_ns -= offset_ns;
     interval.end_ns -= offset_ns;
@@ -87,8 +108,20 @@ absl::StatusOr<std::vector<Interval>> read_intervals(std::string_view bytes, int
 
 absl::StatusOr<std::unique_ptr<TraceFile>> TraceFile::create(const std::string& path,
                                                              std::span<const std::string> ranks) {
-  std::unique_ptr<TraceFile> file(new TraceFile(path));
-  file->out_ << "[\n";
+  const auto cannot = [&](int error) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--trace: cannot write ", path, ": ", std::strerror(error)));
+  };
+  const int opened = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+  if (opened < 0) return cannot(errno);
+  std::unique_ptr<TraceFile> file(new TraceFile(path, opened));
+  // Another server's trace is not emptied.
+  if (flock(opened, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--trace: another program writes ", path, ": name another file"));
+  }
+  if (ftruncate(opened, 0) != 0 && errno != EINVAL) return cannot(errno);  // EINVAL: a pipe
+  file->text_ = "[\n";
   for (size_t r = 0; r < ranks.size(); ++r) {
     const auto pid = static_cast<int64_t>(r);
     const auto name_it = [&](const char* what, int lane, const std::string& name) {
@@ -101,20 +134,32 @@ absl::StatusOr<std::unique_ptr<TraceFile>> TraceFile::create(const std::string& 
     file->event(absl::StrCat(text("ph", "M"), ",", text("name", "process_sort_index"), ",",
                              number("pid", pid), ",\"args\":{", number("sort_index", pid), "}"));
   }
-  file->out_.flush();
-  if (!file->out_.good()) {
-    file->out_.close();
-    return absl::InvalidArgumentError(
-        absl::StrCat("--trace: cannot write ", path, ": name a file in a folder that is there"));
-  }
+  if (!file->flush()) return cannot(errno);
   return file;
 }
 
 TraceFile::~TraceFile() {
-  if (!out_.is_open()) return;
-  out_ << "\n]\n";
-  out_.flush();
-  if (!out_.good()) std::fprintf(stderr, "--trace: %s is not whole\n", path_.c_str());
+  text_ = "\n]\n";
+  if (end_ > 0 && !flush()) std::fprintf(stderr, "--trace: %s is not whole\n", path_.c_str());
+  close(file_);
+}
+
+// All of what was formatted, or nothing of it, so that what is there stays a trace.
+bool TraceFile::flush() {
+  for (std::string_view rest = text_; !rest.empty();) {
+    const ssize_t written = write(file_, rest.data(), rest.size());
+    if (written >= 0) {
+      rest.remove_prefix(static_cast<size_t>(written));
+    } else if (errno != EINTR) {
+      const int why = errno;
+      if (ftruncate(file_, end_) == 0) lseek(file_, end_, SEEK_SET);
+      errno = why;
+      return false;
+    }
+  }
+  end_ += static_cast<off_t>(text_.size());
+  text_.clear();
+  return true;
 }
 
 absl::Status TraceFile::add_step(const std::string& name,
@@ -124,9 +169,10 @@ absl::Status TraceFile::add_step(const std::string& name,
   for (size_t r = 0; r < clocks.size(); ++r) {
     if (std::exchange(clocks_[r], clocks[r]) != clocks[r]) label(r, clocks[r]);
   }
-  if (origin_ns_ < 0) {
-    origin_ns_ = std::numeric_limits<int64_t>::max();
-    for (const auto& rank : ranks) origin_ns_ = std::min(origin_ns_, begin_of(rank));
+  if (!origin_ns_) {
+    int64_t begin = std::numeric_limits<int64_t>::max();
+    for (const auto& rank : ranks) begin = std::min(begin, begin_of(rank));
+    if (begin < std::numeric_limits<int64_t>::max()) origin_ns_ = begin;
   }
   ++step_;
   // Who sends, layer, sequence, hop, name: of a message within the step.
@@ -164,10 +210,9 @@ absl::Status TraceFile::add_step(const std::string& name,
       if (i.from >= 0) arrow("\"ph\":\"f\",\"bp\":\"e\"", i.from, i.end_ns - 1);
     }
   }
-  out_.flush();
-  if (out_.good()) return absl::OkStatus();
-  return absl::UnavailableError(
-      absl::StrCat("--trace: writing ", path_, " failed: is there room?"));
+  if (flush()) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat("--trace: writing ", path_, ": ", std::strerror(errno),
+                                             "; no more steps are written"));
 }
 
 // Whole before part: viewers nest what begins together in the order of the file.
@@ -199,8 +244,8 @@ void TraceFile::slice(size_t rank, int lane, const char* category, const std::st
                       int64_t begin_ns, int64_t end_ns, const std::string& args) {
   event(absl::StrCat(text("ph", "X"), ",", text("cat", category), ",", text("name", name), ",",
                      number("pid", static_cast<int64_t>(rank)), ",", number("tid", lane),
-                     ",\"ts\":", time(begin_ns), ",\"dur\":", time(origin_ns_ + end_ns - begin_ns),
-                     ",\"args\":{", args, "}"));
+                     ",\"ts\":", time(begin_ns), ",\"dur\":", us(end_ns - begin_ns), ",\"args\":{",
+                     args, "}"));
 }
 
 void TraceFile::label(size_t rank, const TraceClock& clock) {
@@ -216,17 +261,12 @@ void TraceFile::label(size_t rank, const TraceClock& clock) {
 }
 
 void TraceFile::event(const std::string& fields) {
-  if (!first_) out_ << ",\n";
+  absl::StrAppend(&text_, first_ ? "{" : ",\n{", fields, "}");
   first_ = false;
-  out_ << '{' << fields << '}';
 }
 
 std::string TraceFile::time(int64_t ns) const {
-  const int64_t since = ns - origin_ns_;
-  char digits[32];
-  std::snprintf(digits, sizeof digits, "%lld.%03lld", static_cast<long long>(since / 1000),
-                static_cast<long long>(since % 1000));
-  return digits;
+  return us(ns - origin_ns_.value_or(0));
 }
 
 }  // namespace annulus::server

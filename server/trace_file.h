@@ -2,15 +2,17 @@
 // TraceFile: what all ranks did, step by step and on one clock, as ui.perfetto.dev and
 // chrome://tracing open it (Trace Event Format, JSON array). A rank is a process with two lanes:
 // compute (step > layer > phase) and transfers, with an arrow from who sends a hop to who receives
-// it. Written as it goes; what is there when a program dies opens too. Ranks of one host and
-// simulated ones have one clock (kernels/core/timeline.h); others' intervals are shifted before
+// it. Written step by step, whole; what is there when a program dies opens too. Ranks of one host
+// and simulated ones have one clock (kernels/core/timeline.h); others' intervals are shifted before
 // they come here, by an estimate (clock_offset.h) that goes into the file as labels of the rank,
 // with its error. One owner, one thread.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
-#include <fstream>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -49,7 +51,8 @@ absl::StatusOr<std::vector<kernels::Interval>> read_intervals(std::string_view b
 
 class TraceFile {
  public:
-  // ranks: names of world ranks 0, 1, ... InvalidArgument: the file cannot be written.
+  // ranks: names of world ranks 0, 1, ... InvalidArgument: the file cannot be written, or another
+  // program writes it.
   static absl::StatusOr<std::unique_ptr<TraceFile>> create(const std::string& path,
                                                            std::span<const std::string> ranks);
   ~TraceFile();
@@ -57,13 +60,15 @@ class TraceFile {
   TraceFile& operator=(const TraceFile&) = delete;
 
   // The next step, named; ranks[r]: of world rank r, in order of time in each lane. Ranks without
-  // intervals are left out. clocks: of all ranks, or none. Unavailable: the disk is full.
+  // intervals are left out. clocks: of all ranks, or none. Unavailable: it could not be written;
+  // the file is as before.
   absl::Status add_step(const std::string& name,
                         std::span<const std::vector<kernels::Interval>> ranks,
                         std::span<const TraceClock> clocks = {});
 
  private:
-  explicit TraceFile(const std::string& path) : path_(path), out_(path) {}
+  TraceFile(const std::string& path, int file) : path_(path), file_(file) {}
+  bool flush();  // false: errno says why
   void add_compute(size_t rank, const std::string& name,
                    std::span<const kernels::Interval> intervals);
   void slice(size_t rank, int lane, const char* category, const std::string& name, int64_t begin_ns,
@@ -73,10 +78,13 @@ class TraceFile {
   std::string time(int64_t ns) const;  // microseconds since the first step
 
   std::string path_;
-  std::ofstream out_;
+  int file_;
+  std::string text_;                // formatted, not written yet
+  off_t end_ = 0;                   // of what was written
   std::vector<TraceClock> clocks_;  // as they were written last
   bool first_ = true;
-  int64_t origin_ns_ = -1, step_ = 0, flows_ = 0;
+  std::optional<int64_t> origin_ns_;
+  int64_t step_ = 0, flows_ = 0;
 };
 
 }  // namespace annulus::server

@@ -98,6 +98,7 @@ answer_of() {
   kill "$server"
   wait "$server" || status=1
   rm -f "$ready"
+  [ "$text" ] || { echo "annulus serve $* answers nothing" >&2; status=1; }
   printf '%s' "$text" | od -An -tx1
   return "$status"
 }

@@ -24,6 +24,7 @@ struct Interval {
   int64_t begin_ns = 0, end_ns = 0;
   std::array<char, 24> name{};  // shorter, zeros behind it
   Lane lane = Lane::kCompute;
+  std::array<uint8_t, 3> unused{};
   int32_t layer = -1;  // -1: of none
   // Compute: which payload attention looks at, 0 the own one. Transfer: the hop that a payload
   // makes, from 1: hop h + 1 is in flight while h is looked at. -1: of none.
@@ -37,7 +38,8 @@ struct Interval {
     std::copy_n(text.data(), std::min(text.size(), name.size() - 1), name.data());
   }
 };
-static_assert(std::is_trivially_copyable_v<Interval>);  // it travels between processes as it lies
+// It travels between processes as it lies.
+static_assert(std::is_trivially_copyable_v<Interval> && sizeof(Interval) == 80);
 
 inline int64_t nanoseconds(std::chrono::steady_clock::time_point time) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(time.time_since_epoch()).count();

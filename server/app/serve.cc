@@ -137,6 +137,11 @@ absl::Status FrontEnd::start_engine() {
   if (config_.secret.empty()) config_.secret = draw_secret();
 
   if (!config_.trace.empty()) {
+    if (config_.max_message_mib < 16) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--trace needs --max-message-mib 16 or more, not ", config_.max_message_mib,
+                       ": what a rank did in a step may take 11 MB"));
+    }
     auto trace = TraceWriter::create(config_.trace, config_.topology);
     if (!trace.ok()) return trace.status();
     trace_ = *std::move(trace);

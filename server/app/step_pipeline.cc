@@ -14,9 +14,10 @@ absl::Status StepPipeline::begin(parallel::Rank& rank, const parallel::StepPlan&
   const bool idle = empty() && ended_;
   const float idle_us =
       idle ? std::chrono::duration<float, std::micro>(start - *ended_).count() : 0;
+  idle_us_.push_back(idle_us);  // now: a step that ends meanwhile has this one behind it
   absl::Status begun = rank.begin(
       plan, start + limit, [this](parallel::StepResult result) { finish(std::move(result)); });
-  if (begun.ok()) idle_us_.push_back(idle_us);
+  if (!begun.ok()) idle_us_.pop_back();
   return begun;
 }
 

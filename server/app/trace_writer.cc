@@ -3,12 +3,21 @@
 
 #include <spdlog/spdlog.h>
 
+#include <optional>
+#include <span>
 #include <utility>
 
 namespace annulus::server {
 namespace {
 
-constexpr size_t kMostWaiting = 256;  // steps; some 100 KB a rank each
+constexpr size_t kMostWaiting_bytes = size_t{256} << 20;
+constexpr std::chrono::seconds kLastWrites{10};  // at the end, of what waits
+
+size_t bytes_of(const TracedStep& step) {
+  size_t bytes = 0;
+  for (const auto& rank : step.ranks) bytes += std::span(rank).size_bytes();
+  return bytes;
+}
 
 }  // namespace
 
@@ -26,6 +35,7 @@ TraceWriter::~TraceWriter() {
   {
     const std::lock_guard lock(mutex_);
     ending_ = true;
+    end_ = std::chrono::steady_clock::now() + kLastWrites;
   }
   changed_.notify_all();
   writer_.join();
@@ -35,10 +45,12 @@ TraceWriter::~TraceWriter() {
 void TraceWriter::add(TracedStep step) {
   {
     const std::lock_guard lock(mutex_);
-    if (waiting_.size() >= kMostWaiting) {
+    const size_t bytes = bytes_of(step);
+    if (!waiting_.empty() && waiting_bytes_ + bytes > kMostWaiting_bytes) {
       if (left_out_++ == 0) spdlog::warn("--trace: the disk does not keep up; steps are left out");
       return;
     }
+    waiting_bytes_ += bytes;
     waiting_.push_back(std::move(step));
   }
   changed_.notify_all();
@@ -49,17 +61,20 @@ void TraceWriter::write_loop() {
   for (bool whole = true;;) {
     changed_.wait(lock, [this] { return ending_ || !waiting_.empty(); });
     if (waiting_.empty()) return;
-    const TracedStep step = std::move(waiting_.front());
+    std::optional<TracedStep> step(std::move(waiting_.front()));
     waiting_.pop_front();
-    if (!whole) {
-      ++left_out_;
-      continue;
-    }
+    const size_t bytes = bytes_of(*step);
+    const bool late = ending_ && std::chrono::steady_clock::now() > end_;
     lock.unlock();
-    const absl::Status status = file_->add_step(step.name, step.ranks, step.clocks);
-    if (!status.ok()) spdlog::error("{}", std::string(status.message()));
+    if (whole && !late) {
+      const absl::Status status = file_->add_step(step->name, step->ranks, step->clocks);
+      if (!status.ok()) spdlog::error("{}", std::string(status.message()));
+      whole = status.ok();
+    }
+    step.reset();  // megabytes, which nobody should wait for
     lock.lock();
-    whole = status.ok();
+    waiting_bytes_ -= bytes;
+    if (!whole || late) ++left_out_;
   }
 }
 

@@ -45,7 +45,7 @@ constexpr std::chrono::milliseconds kHeartbeat{500};
 constexpr absl::Duration kFirstRetry = absl::Milliseconds(100);
 constexpr absl::Duration kLongestRetry = absl::Seconds(2);
 
-constexpr size_t kTimelineIntervals = size_t{1} << 17;  // of a step: 12 MB
+constexpr size_t kTimelineIntervals = size_t{1} << 17;  // of a step: 10.5 MB
 
 constexpr int kBrokenDeviceExit = 3;  // as of an NCCL that cannot be aborted
 
@@ -199,7 +199,7 @@ void Session::read_loop() {
     if (message.has_clock_probe()) {  // answered here: computing must not come in between
       v1::WorkerMessage reading;
       reading.mutable_clock_reading()->set_worker_ns(kernels::nanoseconds(Clock::now()));
-      client_.write(std::move(reading));
+      client_.write_at_once(std::move(reading));
       message.Clear();
       continue;
     }

@@ -100,6 +100,13 @@ bool ControlClient::write(v1::WorkerMessage message) {
   return true;
 }
 
+void ControlClient::write_at_once(v1::WorkerMessage message) {
+  const std::lock_guard lock(impl_->mutex);
+  if (impl_->over || impl_->goodbye) return;
+  impl_->unsent.push_back(std::move(message));
+  impl_->changed.notify_all();
+}
+
 void ControlClient::say_goodbye() {
   const std::lock_guard lock(impl_->mutex);
   impl_->goodbye = true;

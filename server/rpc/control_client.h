@@ -25,6 +25,8 @@ class ControlClient {
   bool read(v1::FrontMessage* message);  // false: the stream is over
   // Waits only while kMostUnsent messages have not left. False: the stream is over.
   bool write(v1::WorkerMessage message);
+  // For the thread that reads, which must not wait: at most one of them is unsent.
+  void write_at_once(v1::WorkerMessage message);
   void say_goodbye();  // after what was written; no more writes: the front end ends the stream
   void cancel();
 

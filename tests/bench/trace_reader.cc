@@ -47,8 +47,9 @@ TraceContent read_trace(const std::string& file) {
     if (kind == "M") {
       if (event.at("name") == "process_name") trace.ranks.push_back(event.at("args").at("name"));
       if (event.at("name") == "process_labels") {
-        trace.clocks[pid] = {said(event.at("args"), "clock_offset_ns"),
-                             said(event.at("args"), "clock_error_ns")};
+        const int64_t error = said(event.at("args"), "clock_error_ns");
+        const int64_t largest = std::max(trace.clocks[pid].largest_error_ns, error);
+        trace.clocks[pid] = {said(event.at("args"), "clock_offset_ns"), error, largest};
       }
     } else if (kind == "X") {
       const nlohmann::json& args = event.at("args");

@@ -19,6 +19,7 @@ struct TraceSlice {
 
 struct TraceClock {  // of a rank, as it was labelled last; error -1: it was not compared
   int64_t offset_ns = 0, error_ns = -1;
+  int64_t largest_error_ns = -1;  // of all labels
 };
 
 struct TraceArrow {  // from a slice of transfers to another

@@ -31,7 +31,7 @@ ENGINE = (("engine_test", "Engine.*"),)
 WGMMA = (("kernels_cuda_emulated_test", "CudaAttention.TimesDoNotMatter:CudaAttention.TensorCoresPages:"
           "CudaAttention.TensorCoresOddTiles"),)
 GPU_SAMPLER = (("kernels_cuda_emulated_test", "CudaSampling.*"),)
-GPU_STEPS = (("kernels_cuda_emulated_test", "CudaQueueTest.*"),)
+GPU_STEPS = (("kernels_cuda_host_test", "CudaQueueTest.*"),)
 OVERLAP = (("parallel_cuda_emulated_test", "CudaEngineOverlap.AStepIsBegunWhileTheOneBeforeIsUnderWay"),)
 SCHEDULER = (("scheduler_test", "Scheduler.*:Sessions.*:*SimulationTest*"),)
 

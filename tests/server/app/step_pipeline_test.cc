@@ -126,6 +126,7 @@ TEST_F(StepPipelineTest, AResultDoesNotWaitForTheNextStepToBeEnqueued) {
   arrives(2);
   work(rank);
   EXPECT_EQ(log_, (Log{"begin 1", "begin 2", "send 1", "wait 2", "send 2"}));
+  EXPECT_EQ(sent_[0].plans_waiting, 1);
 }
 
 TEST_F(StepPipelineTest, ARankOnACpuGetsOneStepAtATime) {
