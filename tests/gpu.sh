@@ -18,7 +18,6 @@ build=${ANNULUS_BUILD:-$root/build}
 json=${GPU_JSON:-gpu.json}
 kernels=tests/kernels/cuda/kernels_cuda_test engine=tests/parallel/cuda/parallel_cuda_gpu_test
 nccl=tests/parallel/cuda/nccl_gpu_test bench=bench/annulus-gpu-bench
-program=static/server/annulus
 packed=
 
 case "${1:-}" in
@@ -30,10 +29,10 @@ case "${1:-}" in
       cp "$build/$binary" "$to/" || exit 2
       ldd "$build/$binary" | awk '$3 ~ /^\// {print $3} $1 ~ /ld-linux/ {print $1}' | xargs -I{} cp -Lu {} "$to/lib/"
     done
-    if [ -x "$build/$program" ]; then
-      strip -o "$to/annulus" "$build/$program"
+    if [ -x "$build-static/server/annulus" ]; then
+      strip -o "$to/annulus" "$build-static/server/annulus"
     else
-      echo "without annulus, which stage serve needs: tests/deploy/static $build/static builds it"
+      echo "without annulus, which stage serve needs: tests/deploy/static $build-static builds it"
     fi
     cp "$0" "$to/"
     du -sh "$to"
@@ -104,7 +103,7 @@ answer_of() {
 }
 serve() {
   local cpu layouts=("--cp 1") layout gpu
-  if [ "$packed" ]; then annulus=$packed/annulus; else annulus=$build/$program; fi
+  if [ "$packed" ]; then annulus=$packed/annulus; else annulus=$build-static/server/annulus; fi
   [ -x "$annulus" ] || { echo "SKIPPED: no $annulus: tests/deploy/static builds it"; return 0; }
   "$annulus" --version || return  # glibc is too old, where it does not start
   cpu=$(answer_of --device cpu) || return
@@ -125,7 +124,7 @@ for binary in $kernels $engine $nccl $bench; do
 done
 # shellcheck disable=SC2086
 export -f $all command_of answer_of
-export build packed json kernels engine nccl bench program
+export build packed json kernels engine nccl bench
 table=() entries=() worst=0
 for stage in "${stages[@]}"; do
   case " $all " in *" $stage "*) ;; *) echo "no stage \"$stage\": $all"; exit 2 ;; esac

@@ -117,5 +117,5 @@ template std::shared_ptr<spdlog::logger> spdlog::stderr_logger_st<spdlog::synchr
     set_target_properties(${target} PROPERTIES IMPORTED_LOCATION ${archive} IMPORTED_LOCATION_NONE ${archive} IMPORTED_LOCATION_RELEASE ${archive})
   endforeach()
 
-  add_link_options(-static-libstdc++ -static-libgcc)
+  add_link_options(-static-libstdc++ -static-libgcc -Wl,--undefined=arc4random)
 endif()

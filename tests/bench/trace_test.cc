@@ -136,5 +136,46 @@ TEST(TraceFile, RefusesAFolderThatIsNotThere) {
   EXPECT_NE(trace.status().message().find("/nowhere/trace.json"), std::string::npos);
 }
 
+TEST(TraceFile, DoesNotEmptyWhatAnotherWrites) {
+  const std::string file = testing::scratch_directory() + "/written.json";
+  const std::vector<std::string> names = {"a"};
+  auto first = server::TraceFile::create(file, names);
+  ASSERT_TRUE(first.ok()) << first.status();
+  const auto second = server::TraceFile::create(file, names);
+  EXPECT_EQ(second.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(second.status().message().find("another program"), std::string::npos);
+  const std::vector<Interval> ranks[] = {{interval("attention", 100, 200, 0)}};
+  ASSERT_TRUE((*first)->add_step("step", ranks).ok());
+  first->reset();
+  EXPECT_EQ(testing::read_trace(file).of(0, "phase").size(), 1u);
+  EXPECT_TRUE(server::TraceFile::create(file, names).ok());
+}
+
+TEST(TraceFile, SaysThatTheDiskIsFull) {
+  const std::vector<std::string> names = {"a"};
+  const auto trace = server::TraceFile::create("/dev/full", names);
+  EXPECT_NE(trace.status().message().find("No space left"), std::string::npos) << trace.status();
+}
+
+// A clock that was shifted by another estimate, and a step of which nobody said anything.
+TEST(TraceFile, TakesTimesBeforeItsFirst) {
+  const std::string file = testing::scratch_directory() + "/before.json";
+  {
+    const std::vector<std::string> names = {"a"};
+    auto trace = server::TraceFile::create(file, names);
+    ASSERT_TRUE(trace.ok()) << trace.status();
+    ASSERT_TRUE((*trace)->add_step("none", std::vector<std::vector<Interval>>(1)).ok());
+    for (const int64_t begin : {5000, 4999, 2500}) {
+      const std::vector<Interval> ranks[] = {{interval("attention", begin, begin + 10, 0)}};
+      ASSERT_TRUE((*trace)->add_step("step", ranks).ok());
+    }
+  }
+  const auto found = testing::read_trace(file).of(0, "phase");
+  ASSERT_EQ(found.size(), 3u);
+  EXPECT_EQ(found[0].begin_ns, 0);
+  EXPECT_EQ(found[1].begin_ns, -1);
+  EXPECT_EQ(found[2].begin_ns, -2500);
+}
+
 }  // namespace
 }  // namespace annulus::bench

@@ -87,6 +87,18 @@ TEST(ReadIntervals, TakesTheOffsetOffAndRefusesWhatIsNone) {
   EXPECT_FALSE(read(bad).ok());
 }
 
+TEST(ReadIntervals, WantsComputingInOrderOfTime) {
+  Interval late{.begin_ns = 5000, .end_ns = 5100}, early{.begin_ns = 4000, .end_ns = 4100};
+  const auto read = [&](const Interval& first, const Interval& second) {
+    const Interval both[] = {first, second};
+    return read_intervals({reinterpret_cast<const char*>(both), sizeof both}, 0).ok();
+  };
+  EXPECT_TRUE(read(early, late));
+  EXPECT_FALSE(read(late, early));
+  early.lane = Interval::Lane::kTransfer;
+  EXPECT_TRUE(read(late, early));
+}
+
 TEST_F(CoordinatorTest, NobodyIsAskedForItsClockUnasked) {
   run_epoch_one();
   heartbeats();
