@@ -153,6 +153,7 @@ bool TraceFile::flush() {
     } else if (errno != EINTR) {
       const int why = errno;
       if (ftruncate(file_, end_) == 0) lseek(file_, end_, SEEK_SET);
+      text_.clear();
       errno = why;
       return false;
     }

@@ -12,20 +12,20 @@
 namespace annulus::kernels {
 namespace {
 
+void expect_missing(const absl::Status& status, absl::string_view path, absl::string_view remedy) {
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_NE(status.message().find(path), absl::string_view::npos) << status;
+  EXPECT_NE(status.message().find(remedy), absl::string_view::npos) << status;
+}
+
 TEST(CublasLibrary, AMissingOneIsNamed) {
   setenv("ANNULUS_CUBLASLT", "/nowhere/libcublasLt.so.13", 1);
-  const absl::Status status = load_cublaslt().status();
-  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_NE(status.message().find("/nowhere/libcublasLt.so.13"), absl::string_view::npos) << status;
-  EXPECT_NE(status.message().find("install cuBLAS"), absl::string_view::npos) << status;
+  expect_missing(load_cublaslt().status(), "/nowhere/libcublasLt.so.13", "install cuBLAS");
 }
 
 TEST(CudnnLibrary, AMissingOneIsNamed) {
   setenv("ANNULUS_CUDNN", "/nowhere/libcudnn.so.9", 1);
-  const absl::Status status = load_cudnn().status();
-  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_NE(status.message().find("/nowhere/libcudnn.so.9"), absl::string_view::npos) << status;
-  EXPECT_NE(status.message().find("deploy/install --cudnn"), absl::string_view::npos) << status;
+  expect_missing(load_cudnn().status(), "/nowhere/libcudnn.so.9", "deploy/install --cudnn");
 }
 
 }  // namespace
