@@ -153,9 +153,12 @@ absl::Status print_rank_of(const RankOfOptions& o, const RankOfReport& report,
                 100 * work / total / 1e6 / limit_tflop_s, limit_tflop_s, limit_type);
   std::printf("\n");
   for (const RankOfDecode& decode : report.decode)
-    std::printf("decode, %d step%s under way: %.3f ms a step, the device idle for %.3f ms of it\n",
-                decode.under_way, decode.under_way == 1 ? "" : "s", decode.step_us / 1e3,
-                decode.gap_us / 1e3);
+    std::printf(
+        "decode, %d step%s under way%s: %.3f ms a step, the device idle for %.3f ms of it, %lld of "
+        "%lld steps replayed\n",
+        decode.under_way, decode.under_way == 1 ? "" : "s", decode.graphs ? ", CUDA graphs" : "",
+        decode.step_us / 1e3, decode.gap_us / 1e3, static_cast<long long>(decode.replayed),
+        static_cast<long long>(decode.steps));
   return absl::OkStatus();
 }
 

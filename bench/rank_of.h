@@ -41,13 +41,15 @@ struct RankOfStep {
 
 struct RankOfDecode {
   int32_t under_way = 1;
-  double step_us = 0, gap_us = 0;  // the mean, the gap before a step
+  bool graphs = false;
+  int64_t steps = 0, replayed = 0;  // launched as a graph that was there
+  double step_us = 0, gap_us = 0;   // the mean, the gap before a step
 };
 
 struct RankOfReport {
   parallel::LlamaConfig config;
   std::vector<RankOfStep> steps;
-  std::vector<RankOfDecode> decode;  // by steps under way; those of a GPU
+  std::vector<RankOfDecode> decode;  // of a GPU, in each manner
   double load_s = 0, wall_s = 0;
   int64_t weight_bytes = 0, kv_rows = 0, kv_bytes = 0;
 };

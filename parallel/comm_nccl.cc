@@ -8,6 +8,7 @@
 #include <cstring>
 #include <future>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -42,7 +43,8 @@ struct State {
   NcclOptions options;
   AbortFlag flag;
   std::mutex calls;
-  std::vector<NcclComm> comms;  // guarded by calls
+  std::vector<NcclComm> comms;                            // guarded by calls
+  std::set<std::shared_ptr<kernels::CudaGraphs>> graphs;  // that hold transfers; by calls, too
   Clock::time_point deadline = Clock::time_point::max();
   cudaStream_t hops = nullptr;
 
@@ -84,6 +86,8 @@ struct State {
     std::promise<void> done;
     std::thread helper([&] {
       const std::lock_guard lock(calls);
+      for (const auto& each : graphs) each->end();  // an abort waits for them
+      graphs.clear();
       // As one group: an abort frees memory, which waits for the other groups' kernels, which end
       // only when they are aborted too.
       api.group_start();
@@ -139,11 +143,12 @@ class NcclGroup final : public Communicator<CudaQueue> {
 
   void all_reduce(CudaQueue& queue, std::span<float> data, const OpId& op) override {
     if (size() == 1 || data.empty()) return check(op);
-    issue(op, [&] {
+    sent(queue, static_cast<int64_t>(data.size_bytes()) * 2 * (size() - 1) / size());
+    if (!queue.enqueues(CudaQueue::Work::kTransfer, 'r', comm_, data.data(), data.size())) return;
+    issue(queue, op, [&] {
       return state_.api.all_reduce(data.data(), data.data(), data.size(), kNcclFloat32, kNcclSum,
                                    comm_, queue.stream());
     });
-    bytes_sent_ += static_cast<int64_t>(data.size_bytes()) * 2 * (size() - 1) / size();
   }
 
   void all_gather(CudaQueue& queue, ConstBytes own, Bytes out, std::span<const int64_t> bytes,
@@ -168,7 +173,7 @@ class NcclGroup final : public Communicator<CudaQueue> {
       queue.copy(room.data(), own.data(), static_cast<int64_t>(own.size()));
     }
     if (size() == 1) return check(op);
-    transfer(queue.stream(), op, [&](const auto& one) {
+    transfer(queue, queue.stream(), op, [&](const auto& one) {
       for (int32_t step = 1; step < size(); ++step) {
         one(send[index((rank_ + step) % size())], (rank_ + step) % size(),
             receive[index((rank_ + size() - step) % size())], (rank_ + size() - step) % size());
@@ -184,14 +189,20 @@ class NcclGroup final : public Communicator<CudaQueue> {
       check(op);
       ANNULUS_CHECK(send.size() == receive.size(), send.size(), " bytes into ", receive.size());
       queue.copy(receive.data(), send.data(), static_cast<int64_t>(send.size()));
-      check_cuda(cudaEventRecord(event(id), queue.stream()), "an event");
+      if (queue.enqueues(CudaQueue::Work::kTransfer, 'e')) {
+        check_cuda(cudaEventRecord(event(id), queue.stream()), "an event");
+      }
       return Transfer(id);
     }
     // The payload is ready, and the buffer free, once what the queue holds has run.
-    check_cuda(cudaEventRecord(event(id), queue.stream()), "an event");
-    check_cuda(cudaStreamWaitEvent(state_.hops, event(id), 0), "a hop's start");
-    transfer(state_.hops, op, [&](const auto& one) { one(send, to, receive, from); });
-    check_cuda(cudaEventRecord(event(id), state_.hops), "an event");
+    if (queue.enqueues(CudaQueue::Work::kTransfer, 'h')) {
+      check_cuda(cudaEventRecord(event(id), queue.stream()), "an event");
+      check_cuda(cudaStreamWaitEvent(state_.hops, event(id), 0), "a hop's start");
+    }
+    transfer(queue, state_.hops, op, [&](const auto& one) { one(send, to, receive, from); });
+    if (queue.enqueues(CudaQueue::Work::kTransfer, 'e')) {
+      check_cuda(cudaEventRecord(event(id), state_.hops), "an event");
+    }
     return Transfer(id);
   }
 
@@ -199,7 +210,9 @@ class NcclGroup final : public Communicator<CudaQueue> {
     const uint64_t id = transfer.release();
     ANNULUS_CHECK(id != 0 && id <= transfers_ && id + events_.size() > transfers_, "transfer ", id,
                   " of ", transfers_);
-    check_cuda(cudaStreamWaitEvent(queue.stream(), event(id), 0), "a hop's end");
+    if (queue.enqueues(CudaQueue::Work::kTransfer, 'w', transfers_ - id)) {
+      check_cuda(cudaStreamWaitEvent(queue.stream(), event(id), 0), "a hop's end");
+    }
   }
 
   void progress() override {
@@ -233,17 +246,32 @@ class NcclGroup final : public Communicator<CudaQueue> {
       fail(describe(group_, rank_, members_, op), "aborted: " + state_.flag.why());
     }
   }
+  // A body that is logged and then captured runs once.
+  void sent(const CudaQueue& queue, int64_t bytes) {
+    if (!queue.captures()) bytes_sent_ += bytes;
+  }
   template <class Call>
-  void issue(const OpId& op, const Call& call) {
+  void issue(const CudaQueue& queue, const OpId& op, const Call& call) {
+    if (queue.captures()) {
+      const std::lock_guard lock(state_.calls);
+      state_.graphs.insert(queue.graphs());
+    }
     const std::string wrong = state_.finish(comm_, call, state_.deadline);
     if (!wrong.empty()) fail(describe(group_, rank_, members_, op), wrong);
   }
 
   // One NCCL group: list(one) names the pairs of a send and a receive.
   template <class List>
-  void transfer(cudaStream_t stream, const OpId& op, const List& list) {
+  void transfer(CudaQueue& queue, cudaStream_t stream, const OpId& op, const List& list) {
+    bool enqueues = true;
+    list([&](ConstBytes send, int32_t to, Bytes receive, int32_t from) {
+      sent(queue, static_cast<int64_t>(send.size()));
+      enqueues = queue.enqueues(CudaQueue::Work::kTransfer, 't', comm_, stream, send.data(),
+                                send.size(), to, receive.data(), receive.size(), from);
+    });
+    if (!enqueues) return;
     const NcclApi& api = state_.api;
-    issue(op, [&] {
+    issue(queue, op, [&] {
       if (const int result = api.group_start(); result != kNcclSuccess) return result;
       int wrong = kNcclSuccess;
       const auto note = [&](int result) {
@@ -252,7 +280,6 @@ class NcclGroup final : public Communicator<CudaQueue> {
       list([&](ConstBytes send, int32_t to, Bytes receive, int32_t from) {
         if (!send.empty()) {
           note(api.send(send.data(), send.size(), kNcclUint8, to, comm_, stream));
-          bytes_sent_ += static_cast<int64_t>(send.size());
         }
         if (!receive.empty()) {
           note(api.recv(receive.data(), receive.size(), kNcclUint8, from, comm_, stream));

@@ -38,6 +38,8 @@ struct RankOptions {
   int32_t page_tokens = 64;
   int64_t workspace_limit_bytes = int64_t{256} << 20;
   bool profile = false;  // StepResult::phase_us
+  // On GPUs: decode steps that come again are CUDA graphs. Alike on all ranks.
+  bool graphs = true;
   // Of the CpuQueue that a rank on CPUs gets.
   int32_t threads = 1;
   kernels::CpuIsa isa = kernels::detect_cpu_isa();

@@ -76,34 +76,46 @@ std::span<const int32_t> RankOn<Queue>::answer_wanted(const StepPlan& plan,
   return ids;
 }
 
-// All ranks learn every sampled id: the next step's owner of a sequence is another rank.
+// All ranks learn every sampled id: the next step's owner of a sequence is another rank. Room
+// first: it may be allocated, which should not wait behind a transfer.
 template <class Queue>
-void RankOn<Queue>::share_sampled(const StepPlan& plan, std::span<const int32_t> own) {
+SharedIds RankOn<Queue>::room_for_sampled(const StepPlan& plan) {
+  SharedIds out;
   const auto wanted = sampled_rows(plan);
-  if (wanted.empty()) return;
-  std::vector<int32_t> owners;
-  std::vector<int64_t> counts(index(topology_.cp), 0), bytes;
+  if (wanted.empty()) return out;
+  std::vector<int64_t> counts(index(topology_.cp), 0);
   for (const auto& [item, position] : wanted) {
-    owners.push_back(owner(state_, plan.items[index(item)], position));
-    ++counts[index(owners.back())];
+    out.owners.push_back(owner(state_, plan.items[index(item)], position));
+    ++counts[index(out.owners.back())];
   }
-  for (const int64_t count : counts) bytes.push_back(4 * count);
-  ANNULUS_CHECK(std::ssize(own) == counts[index(cp_rank())], own.size(), " ids of ",
-                counts[index(cp_rank())]);
-  const std::span<int32_t> gathered(queue_.template scratch<int32_t>(std::ssize(wanted)),
-                                    wanted.size());
-  // Room first: it may be allocated, which should not wait behind a transfer.
-  const std::span<int32_t> kept =
-      sampled_.add(queue_, plan.step, static_cast<int32_t>(wanted.size()));
-  const OpId op{step_.load(), config_.layers, 0, 0, "sampled ids"};
-  groups_.cp->all_gather(queue_, std::as_bytes(own), std::as_writable_bytes(gathered), bytes, op);
-  // They came by rank.
-  std::vector<int64_t> next(counts.size());
-  std::exclusive_scan(counts.begin(), counts.end(), next.begin(), int64_t{0});
+  for (const int64_t count : counts) out.bytes.push_back(4 * count);
+  out.gathered = {queue_.template scratch<int32_t>(std::ssize(wanted)), wanted.size()};
+  out.kept = sampled_.add(queue_, plan.step, static_cast<int32_t>(wanted.size()));
+  return out;
+}
+
+template <class Queue>
+void RankOn<Queue>::gather_sampled(const SharedIds& ids, std::span<const int32_t> own) {
+  if (ids.owners.empty()) return;
+  ANNULUS_CHECK(4 * std::ssize(own) == ids.bytes[index(cp_rank())], own.size(), " ids of ",
+                ids.bytes[index(cp_rank())] / 4);
+  groups_.cp->all_gather(queue_, std::as_bytes(own), std::as_writable_bytes(ids.gathered),
+                         ids.bytes, {step_.load(), config_.layers, 0, 0, "sampled ids"});
+}
+
+// They came by rank, and are kept by row.
+template <class Queue>
+void RankOn<Queue>::keep_sampled(const SharedIds& ids) {
+  if (ids.owners.empty()) return;
+  std::vector<int64_t> next(ids.bytes.size());
+  std::exclusive_scan(ids.bytes.begin(), ids.bytes.end(), next.begin(), int64_t{0});
   std::vector<int32_t> by_row;
-  for (const int32_t rank : owners) by_row.push_back(~static_cast<int32_t>(next[index(rank)]++));
-  kernels::resolve_ids(queue_, kept, queue_.upload(std::span<const int32_t>(by_row)),
-                       gathered.data());
+  for (const int32_t rank : ids.owners) {
+    by_row.push_back(~static_cast<int32_t>(next[index(rank)] / 4));
+    next[index(rank)] += 4;
+  }
+  kernels::resolve_ids(queue_, ids.kept, queue_.upload(std::span<const int32_t>(by_row)),
+                       ids.gathered.data());
 }
 
 }  // namespace annulus::parallel::rank_on

@@ -10,6 +10,7 @@
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "parallel/comm_ids.h"
+#include "parallel/decode_key.h"
 #include "parallel/kv_store_inl.h"
 #include "parallel/measure_inl.h"
 #include "parallel/rank_answers_inl.h"
@@ -183,19 +184,33 @@ void RankOn<Queue>::enqueue(const StepPlan& plan, UnderWay& step) {
     const auto slot_rows = queue_.upload(std::span<const int64_t>(rows.slot_rows));
     upload(queue_, std::span(layouts));
     const Tensor x = matrix(queue_.template scratch<float>(n * config_.dim), n, config_.dim);
-    LlamaHooks hooks;
-    hooks.attend = [&](int32_t layer, auto q, auto k, auto v, Tensor out) {
-      attend(layer, layouts, slot_rows, q, k, v, out, result);
-    };
-    int32_t sums = 0;
-    if (topology_.tp > 1) {
-      hooks.all_reduce = [&](int32_t layer, Tensor sum) {
-        groups_.tp->all_reduce(queue_, {sum.row<float>(0), index(sum.rows * sum.cols)},
-                               {plan.step, layer, sums++ % 2, 0, "tp sum"});
+    const SharedIds shared = room_for_sampled(plan);
+    const auto compute = [&] {
+      LlamaHooks hooks;
+      hooks.attend = [&](int32_t layer, auto q, auto k, auto v, Tensor out) {
+        attend(layer, layouts, slot_rows, q, k, v, out, result);
       };
+      int32_t sums = 0;
+      if (topology_.tp > 1) {
+        hooks.all_reduce = [&](int32_t layer, Tensor sum) {
+          groups_.tp->all_reduce(queue_, {sum.row<float>(0), index(sum.rows * sum.cols)},
+                                 {plan.step, layer, sums++ % 2, 0, "tp sum"});
+        };
+      }
+      forward(queue_, config_, *weights_, topology_.tp, ids, matrix(cos_sin.data(), n, d), hooks,
+              x);
+      gather_sampled(shared, answer_wanted(plan, step.wanted, x, step.found));
+    };
+    if constexpr (!kRepeats) {
+      compute();
+    } else {
+      const uint64_t key = decode_key(plan, layouts);
+      // Nobody is told meanwhile: a capture is no place for other work.
+      const Told* const told = std::exchange(told_, queue_.repeats(key) ? nullptr : told_);
+      queue_.repeat(key, compute);
+      told_ = told;
     }
-    forward(queue_, config_, *weights_, topology_.tp, ids, matrix(cos_sin.data(), n, d), hooks, x);
-    share_sampled(plan, answer_wanted(plan, step.wanted, x, step.found));
+    keep_sampled(shared);
     result.rows = static_cast<int32_t>(n);
     result.logit_rows = static_cast<int32_t>(std::ssize(step.wanted));
   }

@@ -81,6 +81,14 @@ struct Found {
   int64_t top_room = 0;
 };
 
+// The ids that a step samples, of every rank; `gathered` in the step's scratch.
+struct SharedIds {
+  std::vector<int32_t> owners;  // by row of the plan
+  std::vector<int64_t> bytes;   // by rank
+  std::span<int32_t> gathered;  // by rank
+  std::span<int32_t> kept;      // by row
+};
+
 // What a step under way needs to be ended. Everything else that begin() has in the host's memory,
 // the next begin() may overwrite: uploads have copied it.
 template <class Queue>
@@ -114,6 +122,7 @@ class RankOn final : public Rank {
     state_.cp = topology.cp;
     policy_ = {shape_, topology.cp, {}, options.workspace_limit_bytes};
     queue_.phases().enable(options.profile);
+    if constexpr (kRepeats) queue_.use_graphs(options.graphs);
     queue_.set_poll([this] {
       groups_.cp->progress();
       if (topology_.tp > 1) groups_.tp->progress();
@@ -145,6 +154,7 @@ class RankOn final : public Rank {
 
  private:
   static constexpr int32_t kMostBegun = 2;
+  static constexpr bool kRepeats = requires(Queue & queue) { queue.use_graphs(true); };
   using UnderWay = StepUnderWay<Queue>;
 
   // In what goes wrong from here on.
@@ -167,7 +177,9 @@ class RankOn final : public Rank {
               kernels::ConstTensor v, Tensor out, StepResult& result);
   std::span<const int32_t> answer_wanted(const StepPlan& plan, std::span<const OwnWanted> rows,
                                          Tensor x, Found& found);
-  void share_sampled(const StepPlan& plan, std::span<const int32_t> own);
+  SharedIds room_for_sampled(const StepPlan& plan);
+  void gather_sampled(const SharedIds& ids, std::span<const int32_t> own);
+  void keep_sampled(const SharedIds& ids);
   void reached(int32_t at_layer, int32_t at_hop);
   double waited_us() const {  // for peers, since the epoch began
     return groups_.tp->waited_us() + groups_.cp->waited_us() + groups_.world->waited_us();

@@ -218,8 +218,8 @@ void attend_plain(CudaQueue& queue, ConstTensor q, std::span<const Segment> segm
   const dim3 grid = {static_cast<unsigned>(longest), static_cast<unsigned>(acc.heads),
                      static_cast<unsigned>(segments.size())};
   const auto enqueue = [&]<class T>(T) {
-    launch(queue.stream(), grid, {kWarps * kWarp}, attend_row<T>, table.data(), view<const T>(q),
-           format, scale, acc);
+    launch(queue, grid, {kWarps * kWarp}, attend_row<T>, table.data(), view<const T>(q), format,
+           scale, acc);
   };
   with_type(format.dtype, enqueue);
 }
@@ -229,8 +229,7 @@ void merge<CudaQueue>(CudaQueue& queue, Partial into, Partial from) {
   ANNULUS_CHECK(
       into.rows == from.rows && into.heads == from.heads && into.head_dim == from.head_dim,
       into.rows, " and ", from.rows, " rows");
-  launch(queue.stream(), {blocks_for(into.rows * into.heads, 1)}, {device::kBlock}, merge_rows,
-         into, from);
+  launch(queue, {blocks_for(into.rows * into.heads, 1)}, {device::kBlock}, merge_rows, into, from);
 }
 
 template <>

@@ -45,6 +45,7 @@ struct BlockRows {
   Work work;
   int32_t number;  // of the work
   int32_t split, first_row, rows, group, kv_head;
+  __device__ bool idle() const { return split >= work.splits; }  // behind the last work
   __device__ int32_t head_of(int m) const { return kv_head * group + m % group; }
   __device__ int32_t query_of(int m) const { return m / group; }
 };

@@ -55,6 +55,7 @@ __global__ void __launch_bounds__(S::kThreads)
                  KvFormat format, float scale, Partial acc, Results results) {
   constexpr int kD = S::kHeadDim, kChunks = S::kChunks, kKeys = S::kKeys;
   const BlockRows my = rows_of_block<S>(work, count, format, acc);
+  if (my.idle()) return;
   const Segment& segment = my.work.segment;
   const int first_row = my.first_row, rows = my.rows;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
@@ -307,8 +308,7 @@ void enqueue(CudaQueue& queue, std::span<const Segment> segments, ConstTensor q,
   const CudaQueue::Mark mark(queue);
   const WorkPlan plan =
       plan_work(queue, segments, format, acc, {S::kRows, S::kKeys, room_of<S>(queue)}, splits);
-  launch_with_memory(queue.stream(),
-                     {blocks_for(plan.blocks, 1), static_cast<unsigned>(format.kv_heads)},
+  launch_with_memory(queue, {blocks_for(plan.blocks, 1), static_cast<unsigned>(format.kv_heads)},
                      {S::kThreads}, S::kSharedBytes, attend_tiles<S>, plan.on_device.data(),
                      static_cast<int>(plan.work.size()), plan.bounds, view<const bf16>(q), format,
                      scale, acc, plan.results);

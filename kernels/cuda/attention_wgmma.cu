@@ -363,6 +363,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
                       View<const bf16> q, KvFormat format, float scale, Partial acc,
                       Results results) {
   const BlockRows my = rows_of_block<S>(work, count, format, acc);
+  if (my.idle()) return;
   auto& memory = *reinterpret_cast<Memory<S>*>(device::launch_memory());
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < S::kStages; ++stage) {
@@ -405,8 +406,7 @@ void enqueue(CudaQueue& queue, std::span<const Segment> segments, ConstTensor q,
     if (rows > 0) make_tensor_map(maps.back(), kv, format, rows);
   }
   const auto on_device = queue.upload(std::span<const CUtensorMap>(maps));
-  launch_with_memory(queue.stream(),
-                     {blocks_for(plan.blocks, 1), static_cast<unsigned>(format.kv_heads)},
+  launch_with_memory(queue, {blocks_for(plan.blocks, 1), static_cast<unsigned>(format.kv_heads)},
                      {S::kThreads}, kBytes, attend_warpgroups<S>, plan.on_device.data(),
                      static_cast<int>(plan.work.size()), plan.bounds, on_device.data(),
                      view<const bf16>(q), format, scale, acc, plan.results);

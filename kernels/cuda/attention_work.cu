@@ -7,6 +7,7 @@
 #include "kernels/cuda/attention_work.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/device.cuh"
@@ -18,6 +19,13 @@ namespace {
 using device::kWarp;
 
 constexpr int kMostSplits = 512, kLeastSplitKeys = 512;
+
+// n or, from 16 on, up to an eighth more: what grows by a token a step keeps its grids and
+// addresses for many of them (CudaQueue::repeat).
+int64_t rounded(int64_t n) {
+  const auto step = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(n | 1))) / 8;
+  return step > 1 ? ceil_div(n, step) * step : n;
+}
 
 __global__ void __launch_bounds__(kWarp) find_bounds(const Work* work, int count, Bounds* bounds) {
   const int at = static_cast<int>(blockIdx.x);
@@ -102,18 +110,21 @@ WorkPlan plan_work(CudaQueue& queue, std::span<const Segment> segments, const Kv
     cells += int64_t{w.splits} * w.segment.q_count * acc.heads;
     plan.longest_split = std::max(plan.longest_split, w.segment.q_count);
   }
+  plan.blocks = rounded(plan.blocks);
+  pairs = rounded(pairs);
+  cells = rounded(cells);
   ANNULUS_CHECK(plan.work.size() <= 65535 && pairs <= INT32_MAX, plan.work.size(), " segments");
   plan.on_device = queue.upload(std::span<const Work>(plan.work));
   Bounds* const bounds = queue.scratch<Bounds>(pairs);
   plan.bounds = bounds;
   plan.results = {queue.scratch<float>(cells * acc.head_dim), queue.scratch<float>(cells)};
-  launch(queue.stream(), {blocks_for(pairs, 1)}, {kWarp}, find_bounds, plan.on_device.data(),
+  launch(queue, {blocks_for(pairs, 1)}, {kWarp}, find_bounds, plan.on_device.data(),
          static_cast<int>(plan.work.size()), bounds);
   return plan;
 }
 
 void join_splits(CudaQueue& queue, const WorkPlan& plan, Partial acc) {
-  launch(queue.stream(),
+  launch(queue,
          {static_cast<unsigned>(plan.longest_split), static_cast<unsigned>(acc.heads),
           static_cast<unsigned>(plan.work.size())},
          {static_cast<unsigned>(kGroups * acc.head_dim)}, combine_splits, plan.on_device.data(),

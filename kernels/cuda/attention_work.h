@@ -47,7 +47,7 @@ struct WorkPlan {
   std::span<const Work> on_device;
   const Bounds* bounds = nullptr;
   Results results = {};
-  int64_t blocks = 0;         // the grid's x; its y is the KV heads
+  int64_t blocks = 0;         // the grid's x, the last of which may have no work; its y: KV heads
   int32_t longest_split = 0;  // query rows of the longest segment with several splits
 };
 

@@ -37,8 +37,8 @@ __global__ void each_element(int64_t rows, int64_t cols, Element element) {
 }
 template <class Element>
 void for_each(CudaQueue& queue, int64_t rows, int64_t cols, const Element& element) {
-  launch(queue.stream(), {blocks_for(rows * cols, device::kBlock)}, {device::kBlock},
-         each_element<Element>, rows, cols, element);
+  launch(queue, {blocks_for(rows * cols, device::kBlock)}, {device::kBlock}, each_element<Element>,
+         rows, cols, element);
 }
 
 }  // namespace annulus::kernels

@@ -27,8 +27,8 @@ F8Rows to_f8_rows(CudaQueue& queue, ConstTensor x, float bound) {
   const F8Room out = {queue.scratch<uint8_t>(x.rows * x.cols), queue.scratch<float>(x.rows), x.rows,
                       x.cols, bound};
   with_type(x.dtype, [&]<class X>(X) {
-    launch(queue.stream(), {blocks_for(x.rows, 1)}, {device::kBlock}, quantise_row<X>,
-           view<const X>(x), out);
+    launch(queue, {blocks_for(x.rows, 1)}, {device::kBlock}, quantise_row<X>, view<const X>(x),
+           out);
   });
   return out;
 }

@@ -91,20 +91,27 @@ const Gemm::Plan& Gemm::plan_of(const Shape& shape) {
   if (at == plans_.end()) {
     if (plans_.size() >= kMostPlans) drop_plans();
     at = plans_.emplace(shape, make(shape)).first;
+    at->second.number = ++made_;
   }
   return at->second;
 }
 
-void Gemm::run(cudaStream_t stream, const Plan& plan, const void* w, const void* x,
-               float* out) const {
+void Gemm::run(CudaQueue& queue, const Plan& plan, const Operands& of) const {
+  if (!queue.enqueues(CudaQueue::Work::kProduct, plan.number, of)) return;
+  if (of.w_scales != nullptr) {  // A is w, B is x (make())
+    const float* const scales[] = {of.w_scales, of.x_scales};
+    for (size_t i = 0; i < 2; ++i)
+      check_cublas(api_.desc_set(plan.desc, kCublasDescScale[i], &scales[i], sizeof scales[i]),
+                   "scales");
+  }
   const float one = 1, zero = 0;
-  check_cublas(api_.matmul(handle_, plan.desc, &one, w, plan.w, x, plan.x, &zero, out, plan.out,
-                           out, plan.out, &plan.algo, workspace_.data(),
-                           static_cast<size_t>(kWorkspaceBytes), stream),
+  check_cublas(api_.matmul(handle_, plan.desc, &one, of.w, plan.w, of.x, plan.x, &zero, of.out,
+                           plan.out, of.out, plan.out, &plan.algo, workspace_.data(),
+                           static_cast<size_t>(kWorkspaceBytes), queue.stream()),
                "a product");
 }
 
-bool Gemm::multiply(cudaStream_t stream, Tensor out, ConstTensor x, ConstTensor w) {
+bool Gemm::multiply(CudaQueue& queue, Tensor out, ConstTensor x, ConstTensor w) {
   ANNULUS_CHECK(out.dtype == DType::kF32 && x.dtype == w.dtype && x.cols == w.cols &&
                     out.rows == x.rows && out.cols == w.rows,
                 out.rows, " x ", out.cols, " = ", x.rows, " x ", x.cols, ", weights ", w.rows,
@@ -114,11 +121,11 @@ bool Gemm::multiply(cudaStream_t stream, Tensor out, ConstTensor x, ConstTensor 
       plan_of({cublas_type(x.dtype), out.rows, out.cols, x.cols, x.row_stride, w.row_stride,
                out.row_stride, alignment_of(x.data), alignment_of(w.data), alignment_of(out.data)});
   if (!plan.possible) return false;
-  run(stream, plan, w.data, x.data, out.row<float>(0));
+  run(queue, plan, {w.data, x.data, out.row<float>(0)});
   return true;
 }
 
-bool Gemm::multiply(cudaStream_t stream, Tensor out, const F8Rows& x, const F8Rows& w) {
+bool Gemm::multiply(CudaQueue& queue, Tensor out, const F8Rows& x, const F8Rows& w) {
   ANNULUS_CHECK(out.dtype == DType::kF32 && x.cols == w.cols && out.rows == x.rows &&
                     out.cols == w.rows && x.cols % 16 == 0 && w.rows % 16 == 0,
                 out.rows, " x ", out.cols, " = ", x.rows, " x ", x.cols, ", F8 weights ", w.rows,
@@ -128,12 +135,7 @@ bool Gemm::multiply(cudaStream_t stream, Tensor out, const F8Rows& x, const F8Ro
       plan_of({kCublasF8E4M3, out.rows, out.cols, x.cols, x.cols, w.cols, out.row_stride,
                alignment_of(x.codes), alignment_of(w.codes), alignment_of(out.data)});
   if (!plan.possible) return false;
-  // A is w, B is x (make()).
-  const float* const scales[] = {w.scales, x.scales};
-  for (size_t i = 0; i < 2; ++i)
-    check_cublas(api_.desc_set(plan.desc, kCublasDescScale[i], &scales[i], sizeof scales[i]),
-                 "scales");
-  run(stream, plan, w.codes, x.codes, out.row<float>(0));
+  run(queue, plan, {w.codes, x.codes, out.row<float>(0), w.scales, x.scales});
   return true;
 }
 

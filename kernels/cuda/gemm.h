@@ -16,6 +16,7 @@
 #include "kernels/cuda/cublaslt_api.h"
 #include "kernels/cuda/f8.h"
 #include "kernels/cuda/memory.h"
+#include "kernels/cuda/queue.h"
 
 namespace annulus::kernels {
 
@@ -28,9 +29,9 @@ class Gemm {
 
   // out[M, N] = x[M, K] w[N, K]^T, out f32, x and w of one type; rows may be a stride apart.
   // False, and nothing done, where cuBLASLt has no algorithm for it.
-  bool multiply(cudaStream_t stream, Tensor out, ConstTensor x, ConstTensor w);
+  bool multiply(CudaQueue& queue, Tensor out, ConstTensor x, ConstTensor w);
   // The same of F8 with a scale a row of x and of w (OUTER_VEC_32F: Hopper only); N, K % 16 == 0.
-  bool multiply(cudaStream_t stream, Tensor out, const F8Rows& x, const F8Rows& w);
+  bool multiply(CudaQueue& queue, Tensor out, const F8Rows& x, const F8Rows& w);
 
  private:
   struct Shape {
@@ -40,6 +41,7 @@ class Gemm {
     auto operator<=>(const Shape&) const = default;  // NOLINT(modernize-use-nullptr): <=> 0
   };
   struct Plan {
+    int64_t number = 0;  // no other has it
     CublasDesc desc = nullptr;
     CublasLayout w = nullptr, x = nullptr, out = nullptr;
     bool possible = false;
@@ -47,13 +49,19 @@ class Gemm {
   };
   const Plan& plan_of(const Shape& shape);
   Plan make(const Shape& shape) const;
-  void run(cudaStream_t stream, const Plan& plan, const void* w, const void* x, float* out) const;
+  struct Operands {
+    const void *w, *x;
+    float* out;
+    const float *w_scales = nullptr, *x_scales = nullptr;
+  };
+  void run(CudaQueue& queue, const Plan& plan, const Operands& operands) const;
   void drop_plans();
 
   const CublasLtApi& api_;
   CublasHandle handle_ = nullptr;
   CudaMemory workspace_;
   std::map<Shape, Plan> plans_;
+  int64_t made_ = 0;  // plans
 };
 
 }  // namespace annulus::kernels

@@ -11,6 +11,7 @@
 
 #include "kernels/core/check.h"
 #include "kernels/core/math.h"
+#include "kernels/cuda/queue.h"
 
 namespace annulus::kernels {
 
@@ -29,25 +30,29 @@ void allow_memory(void (*kernel)(Parameters...), int bytes) {
              "shared memory of a kernel");
 }
 
-// Enqueues kernel(arguments...) on the stream: grid and block in blocks and threads, with `bytes`
+// Enqueues kernel(arguments...): grid and block in blocks and threads, with `bytes`
 // of device::launch_memory() a block, which allow_memory() has allowed. An empty grid is nothing to
 // do.
 template <class... Parameters, class... Arguments>
-void launch_with_memory(cudaStream_t stream, dim3 grid, dim3 block, int bytes,
+void launch_with_memory(CudaQueue& queue, dim3 grid, dim3 block, int bytes,
                         void (*kernel)(Parameters...), Arguments&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (!queue.enqueues(CudaQueue::Work::kKernel, kernel, grid, block, bytes,
+                      static_cast<const Parameters&>(arguments)...)) {
+    return;
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = static_cast<size_t>(bytes);
-  config.stream = stream;
+  config.stream = queue.stream();
   check_cuda(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...),
              "a kernel's launch");
 }
 template <class... Parameters, class... Arguments>
-void launch(cudaStream_t stream, dim3 grid, dim3 block, void (*kernel)(Parameters...),
+void launch(CudaQueue& queue, dim3 grid, dim3 block, void (*kernel)(Parameters...),
             Arguments&&... arguments) {
-  launch_with_memory(stream, grid, block, 0, kernel, std::forward<Arguments>(arguments)...);
+  launch_with_memory(queue, grid, block, 0, kernel, std::forward<Arguments>(arguments)...);
 }
 
 // Blocks of `threads` that cover n.

@@ -81,7 +81,7 @@ template <class X, class W>
 void multiply_here(CudaQueue& queue, View<float> out, View<const X> x, View<const W> w,
                    const float* x_scales = nullptr, const float* w_scales = nullptr) {
   const dim3 grid = {blocks_for(out.cols, kTile), blocks_for(out.rows, kTile)};
-  launch(queue.stream(), grid, {device::kBlock}, matmul_tile<X, W>, x, w, out, x_scales, w_scales);
+  launch(queue, grid, {device::kBlock}, matmul_tile<X, W>, x, w, out, x_scales, w_scales);
 }
 
 void multiply_f8(CudaQueue& queue, Tensor out, const ConstCudaInput& x, const CudaMatrix& w) {
@@ -89,7 +89,7 @@ void multiply_f8(CudaQueue& queue, Tensor out, const ConstCudaInput& x, const Cu
   const F8Rows inputs = x.is_f8() ? x.f8 : to_f8_rows(queue, x.tensor, w.input_bound());
   const F8Rows weights = {reinterpret_cast<const uint8_t*>(w.data()), w.row_scales(), w.n(), w.k()};
   if (Gemm* const gemm = queue.gemm();
-      gemm != nullptr && gemm->multiply(queue.stream(), out, inputs, weights))
+      gemm != nullptr && gemm->multiply(queue, out, inputs, weights))
     return;
   const auto view_of = [](const F8Rows& rows) {
     return View<const uint8_t>{rows.codes, rows.rows, rows.cols, rows.cols};
@@ -121,7 +121,7 @@ void matmul<CudaQueue>(CudaQueue& queue, Tensor out, ConstCudaInput in, const Cu
       convert(queue, rounded, x);
       input = rounded;
     }
-    if (gemm->multiply(queue.stream(), out, input, weights)) return;
+    if (gemm->multiply(queue, out, input, weights)) return;
   }
   with_type(x.dtype, [&]<class X>(X) {
     with_type(type, [&]<class W>(W) {

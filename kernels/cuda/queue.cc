@@ -107,6 +107,7 @@ CudaQueue::CudaQueue(int device) {
 }
 
 CudaQueue::~CudaQueue() {
+  graphs_->end();
   cudaStreamSynchronize(stream_);  // memory that kernels use goes next
   cudaStreamDestroy(stream_);
 }
@@ -122,28 +123,30 @@ void CudaQueue::use(const CublasLtApi& api) {
 void CudaQueue::write(std::byte* to, const void* from, int64_t bytes) {
   if (bytes == 0) return;
   const auto size = static_cast<size_t>(bytes);
-  void* staged = filling().pinned.allocate(bytes);
+  void* staged = stage(bytes);
   std::memcpy(staged, from, size);
+  if (!enqueues(Work::kUpload, to, staged, size)) return;
   check_cuda(cudaMemcpyAsync(to, staged, size, cudaMemcpyHostToDevice, stream_), "an upload");
 }
 
 void CudaQueue::read(void* to, const void* from, int64_t bytes) {
   if (bytes == 0) return;
   const auto size = static_cast<size_t>(bytes);
-  void* staged = filling().pinned.allocate(bytes);
-  check_cuda(cudaMemcpyAsync(staged, from, size, cudaMemcpyDeviceToHost, stream_), "a download");
+  void* staged = stage(bytes);
   filling().fetched.push_back({to, staged, size});
+  if (!enqueues(Work::kDownload, staged, from, size)) return;
+  check_cuda(cudaMemcpyAsync(staged, from, size, cudaMemcpyDeviceToHost, stream_), "a download");
 }
 
 void CudaQueue::copy(std::byte* to, const std::byte* from, int64_t bytes) {
-  if (bytes == 0) return;
+  if (bytes == 0 || !enqueues(Work::kCopy, to, from, bytes)) return;
   check_cuda(
       cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream_),
       "a copy");
 }
 
 void CudaQueue::fill(std::byte* to, std::byte value, int64_t bytes) {
-  if (bytes == 0) return;
+  if (bytes == 0 || !enqueues(Work::kFill, to, value, bytes)) return;
   check_cuda(cudaMemsetAsync(to, std::to_integer<int>(value), static_cast<size_t>(bytes), stream_),
              "a fill");
 }
@@ -176,6 +179,60 @@ CudaQueue::Step& CudaQueue::filling() {
   filling_->number = closed_ + 1;
   if (measures_) check_cuda(cudaEventRecord(filling_->begun->get(), stream_), "an event");
   return *filling_;
+}
+
+void* CudaQueue::stage(int64_t bytes) {
+  Step& step = filling();
+  return (repeating_ ? step.repeated : step.pinned).allocate(bytes);
+}
+
+void CudaQueue::repeat(uint64_t key, const std::function<void()>& body) {
+  if (!repeats(key)) return body();
+  Step& step = filling();
+  const Arena::Position staged = step.repeated.position();
+  const size_t fetched = step.fetched.size();
+  const auto undo = [&] {  // nothing was enqueued
+    mode_ = Mode::kEnqueue;
+    step.repeated.rewind(staged);
+    step.fetched.resize(fetched);
+  };
+  const bool is_new = !graphs_->seen(key);
+  repeating_ = true;
+  try {
+    if (is_new) {
+      body();
+    } else {
+      log_.clear();
+      mode_ = Mode::kLog;
+      body();
+      mode_ = Mode::kEnqueue;
+      if (!graphs_->launch(key, log_, stream_)) {
+        undo();
+        graphs_->add(key, log_, capture(body), stream_);
+      }
+    }
+  } catch (...) {
+    repeating_ = false;
+    if (!is_new) undo();
+    throw;
+  }
+  repeating_ = false;
+}
+
+// Relaxed: nothing else is on the stream meanwhile, and events of earlier steps may be asked.
+cudaGraph_t CudaQueue::capture(const std::function<void()>& body) {
+  cudaGraph_t out = nullptr;
+  check_cuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "a capture");
+  mode_ = Mode::kCapture;
+  try {
+    body();
+  } catch (...) {
+    if (cudaStreamEndCapture(stream_, &out) == cudaSuccess) cudaGraphDestroy(out);
+    throw;
+  }
+  mode_ = Mode::kEnqueue;
+  check_cuda(cudaStreamEndCapture(stream_, &out), "a capture's end");
+  return out;
 }
 
 void CudaQueue::retire(Memory memory) {
@@ -235,6 +292,7 @@ void CudaQueue::finish(Ticket step, std::chrono::steady_clock::time_point deadli
     Step& done = *open_.front();
     if (measures_) note_gap(done);
     done.pinned.rewind({});
+    done.repeated.rewind({});
     std::move(done.retired.begin(), done.retired.end(), std::back_inserter(unused_));
     done.retired.clear();
     spare_.push_back(std::move(open_.front()));

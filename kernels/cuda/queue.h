@@ -21,10 +21,12 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/core/phase.h"
+#include "kernels/cuda/graphs.h"
 #include "kernels/cuda/memory.h"
 
 namespace annulus::kernels {
@@ -97,6 +99,32 @@ class CudaQueue {
   void copy(std::byte* to, const std::byte* from, int64_t bytes);
   void fill(std::byte* to, std::byte value, int64_t bytes);
 
+  // body() enqueues; its work is launched as one CUDA graph where it may come again. Of a key that
+  // has not been seen the body just enqueues: modules are loaded, algorithms chosen, memory taken.
+  // Later it is called to log what it would enqueue: where that is, to the byte, what a graph of
+  // the key does, the graph is launched, else the body is called once more and captured. So what
+  // differs from call to call has to be in memory that upload() fills, and the body changes nothing
+  // beside this queue. Only enqueued where it does not repeat(): key 0, a clock of phases that
+  // runs, graphs switched off.
+  // With transfers in the body, ranks must ask alike: the same keys in the same order, for NCCL
+  // wants a transfer captured on all its ranks or on none.
+  void repeat(uint64_t key, const std::function<void()>& body);
+  bool repeats(uint64_t key) const { return key != 0 && uses_graphs_ && !phases_.enabled(); }
+  void use_graphs(bool use) { uses_graphs_ = use; }  // they are used at first
+  const std::shared_ptr<CudaGraphs>& graphs() const { return graphs_; }
+  // Whoever enqueues asks first, naming what and all its arguments. False: it was only logged.
+  enum class Work : uint8_t { kKernel, kUpload, kDownload, kCopy, kFill, kProduct, kTransfer };
+  template <class... Parts>
+  bool enqueues(Work work, const Parts&... parts) {
+    if (mode_ != Mode::kLog) [[likely]]
+      return true;
+    log(work);
+    log((size_t{0} + ... + sizeof(Parts)));
+    (log(parts), ...);
+    return false;
+  }
+  bool captures() const { return mode_ == Mode::kCapture; }
+
   // Called while finish() waits and once when it has: progress and errors of transfers, which it
   // throws. Empty = none.
   void set_poll(std::function<void()> poll) { poll_ = std::move(poll); }
@@ -127,6 +155,7 @@ class CudaQueue {
   double gaps_us() const { return gaps_us_; }
 
  private:
+  enum class Mode : uint8_t { kEnqueue, kLog, kCapture };
   enum class Place : uint8_t { kDevice, kPinned };
   // Blocks of memory, each twice the one before; a block is never moved.
   class Arena {
@@ -197,11 +226,23 @@ class CudaQueue {
     int64_t number = 0;
     std::unique_ptr<Event> begun = std::make_unique<Event>(), ended = std::make_unique<Event>();
     Arena pinned{Place::kPinned};
+    Arena repeated{Place::kPinned};  // of repeat(): its places depend on nothing that came before
     std::vector<Fetched> fetched;
     std::vector<Memory> retired;
   };
   Step& filling();
+  void* stage(int64_t bytes);
   void note_gap(Step& step);
+  cudaGraph_t capture(const std::function<void()>& body);
+  template <class Part>
+  void log(Part part) {
+    static_assert(std::is_trivially_copyable_v<Part>);
+#if __has_builtin(__builtin_clear_padding)  // clang 14 has none: equal work may look new
+    __builtin_clear_padding(&part);
+#endif
+    const auto* const bytes = reinterpret_cast<const std::byte*>(&part);
+    log_.insert(log_.end(), bytes, bytes + sizeof part);
+  }
 
   cudaStream_t stream_ = nullptr;
   int multiprocessors_ = 0;
@@ -217,6 +258,10 @@ class CudaQueue {
   std::unique_ptr<Gemm> gemm_;
   std::function<void()> poll_;
   PhaseClock phases_;
+  bool uses_graphs_ = true, repeating_ = false;
+  Mode mode_ = Mode::kEnqueue;
+  CudaGraphs::Log log_;  // keeps its memory
+  std::shared_ptr<CudaGraphs> graphs_ = std::make_shared<CudaGraphs>();
 };
 
 }  // namespace annulus::kernels

@@ -172,8 +172,7 @@ void rms_norm<CudaQueue>(CudaQueue& queue, CudaInput out, ConstTensor x, const f
   ANNULUS_CHECK(x.dtype == DType::kF32);
   const auto enqueue = [&](auto kernel, const auto& to) {
     check_same_shape(to, x);
-    launch(queue.stream(), {blocks_for(x.rows, 1)}, {kBlock}, kernel, view<const float>(x), to,
-           weight, eps);
+    launch(queue, {blocks_for(x.rows, 1)}, {kBlock}, kernel, view<const float>(x), to, weight, eps);
   };
   if (out.is_f8()) return enqueue(rms_norm_row_f8, out.f8);
   with_type(out.tensor.dtype,
@@ -203,7 +202,7 @@ void swiglu<CudaQueue>(CudaQueue& queue, CudaInput out, ConstTensor gate_up) {
   const auto from = view<const float>(gate_up);
   if (out.is_f8()) {
     check(out.f8);
-    launch(queue.stream(), {blocks_for(from.rows, 1)}, {kBlock}, swiglu_row_f8, from, out.f8);
+    launch(queue, {blocks_for(from.rows, 1)}, {kBlock}, swiglu_row_f8, from, out.f8);
     return;
   }
   const Tensor& to = out.tensor;

@@ -276,17 +276,16 @@ void sample<CudaQueue>(CudaQueue& queue, const Logits& logits, std::span<const L
     return true;
   }();
   static_cast<void>(allowed);
-  launch_with_memory(queue.stream(), {blocks_for(logits.rows, 1)}, {kThreads}, sizeof(Shared),
-                     sample_row, logits, wishes.data(), out);
+  launch_with_memory(queue, {blocks_for(logits.rows, 1)}, {kThreads}, sizeof(Shared), sample_row,
+                     logits, wishes.data(), out);
 }
 
 template <>
 void resolve_ids<CudaQueue>(CudaQueue& queue, std::span<int32_t> out, std::span<const int32_t> ids,
                             const int32_t* known) {
   ANNULUS_CHECK(out.size() == ids.size(), out.size(), " of ", ids.size());
-  launch(queue.stream(), {blocks_for(static_cast<int64_t>(out.size()), device::kBlock)},
-         {device::kBlock}, resolve, static_cast<int64_t>(out.size()), out.data(), ids.data(),
-         known);
+  launch(queue, {blocks_for(static_cast<int64_t>(out.size()), device::kBlock)}, {device::kBlock},
+         resolve, static_cast<int64_t>(out.size()), out.data(), ids.data(), known);
 }
 
 }  // namespace annulus::kernels

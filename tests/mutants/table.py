@@ -32,6 +32,7 @@ WGMMA = (("kernels_cuda_emulated_test", "CudaAttention.TimesDoNotMatter:CudaAtte
           "CudaAttention.TensorCoresOddTiles"),)
 GPU_SAMPLER = (("kernels_cuda_emulated_test", "CudaSampling.*"),)
 GPU_STEPS = (("kernels_cuda_host_test", "CudaQueueTest.*"),)
+GRAPHS = (("kernels_cuda_host_test", "CudaGraphsTest.*"),)
 OVERLAP = (("parallel_cuda_emulated_test", "CudaEngineOverlap.AStepIsBegunWhileTheOneBeforeIsUnderWay"),)
 SCHEDULER = (("scheduler_test", "Scheduler.*:Sessions.*:*SimulationTest*"),)
 
@@ -255,6 +256,25 @@ MUTANTS = (
     Mutant("overlap", "plans that are here wait for the step before", "server/app/step_pipeline.cc",
            "if (wanted() || !rank.wait(wanted)) return;", "rank.wait([&] { return !room && wanted(); });",
            (("front_test", "StepPipelineTest.*"),)),
+    # -- decode as CUDA graphs, on the emulated GPU
+    Mutant("graphs", "a graph does for work that is as long", "kernels/cuda/graphs.cc",
+           "if (graph.log != log) continue;", "if (graph.log.size() != log.size()) continue;", GRAPHS, quick=True),
+    Mutant("graphs", "what a capture uploads lies behind what was logged", "kernels/cuda/queue.cc",
+           "step.repeated.rewind(staged);", "", GRAPHS),
+    Mutant("graphs", "what is fetched is fetched by the log and by the capture", "kernels/cuda/queue.cc",
+           "step.fetched.resize(fetched);", "", GRAPHS),
+    Mutant("graphs", "the first graph of two steps under way serves both", "kernels/cuda/queue.cc",
+           "if (!enqueues(Work::kUpload, to, staged, size)) return;", "if (!enqueues(Work::kUpload, to, size)) return;", GRAPHS),
+    Mutant("graphs", "a communicator is aborted before its graphs are gone", "parallel/comm_nccl.cc",
+           "for (const auto& each : graphs) each->end();  // an abort waits for them", "",
+           (("parallel_cuda_emulated_test", "CudaDecodeGraphs.*"),)),
+    Mutant("graphs", "ranks capture by their own rows", "parallel/rank_inl.h",
+           "const uint64_t key = decode_key(plan, layouts);",
+           "const uint64_t key = decode_key(plan, layouts) + static_cast<uint64_t>(n);",
+           (("parallel_cuda_emulated_test", "Layouts/CudaDecode.*Cp3*"),)),
+    Mutant("graphs", "payloads that grow come again", "parallel/decode_key.cc",
+           "add(group.kv_rows);", "add({});",
+           (("parallel_ring_test", "DecodeKey.*"),)),
     # -- attention on Hopper, on the emulated GPU
     Mutant("wgmma", "rows written by threads are not fenced for wgmma", HOPPER,
            "device::wait_copies<0>();\n      device::fence_proxy_async();\n    }",

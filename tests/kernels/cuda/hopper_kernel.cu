@@ -132,7 +132,7 @@ TwoProducts two_products(CudaQueue& queue, const std::vector<bf16>& q, const std
   auto* const scores = queue.scratch<float>(64 * kKeys);
   auto* const output = queue.scratch<float>(64 * kD);
   allow_memory(multiply_twice, sizeof(Memory));
-  launch_with_memory(queue.stream(), {1}, {128}, sizeof(Memory), multiply_twice,
+  launch_with_memory(queue, {1}, {128}, sizeof(Memory), multiply_twice,
                      queue.upload(std::span<const CUtensorMap>(maps)).data(), queries.data(),
                      first_row, scores, output, fault);
   queue.download(std::span(out.scores), scores);

@@ -12,93 +12,18 @@
 
 #include "kernels/cuda/matrix.h"
 #include "parallel/comm_nccl.h"
-#include "parallel/weight_transfer.h"
-#include "tests/parallel/cuda/engine_problem.h"
-#include "tests/parallel/cuda/scripted_nccl.h"
+#include "tests/parallel/cuda/emulated_ranks.h"
 #include "tests/support/run_ranks.h"
 
 namespace annulus::parallel {
 namespace {
 
-using kernels::CudaQueue;
 using kernels::Precision;
 
 using Case = std::tuple<Topology, Variant, Precision>;
 class CudaEngine : public ::testing::TestWithParam<Case> {};
 
-// Rank 0 of each TP slice reads, and where `sent`, the others are sent what it has.
-std::shared_ptr<const LlamaWeights<CudaQueue>> weights_of(const EngineProblem& problem,
-                                                          CudaQueue& queue, NcclWorld& world,
-                                                          Topology topology, int32_t me) {
-  const int32_t cp_rank = topology.cp_rank(me);
-  const WeightWish wish{*problem.checkpoint,
-                        topology.tp_rank(me),
-                        topology.tp,
-                        problem.precision,
-                        {.from = cp_rank - 1, .to = cp_rank + 1 < topology.cp ? cp_rank + 1 : -1},
-                        {}};
-  auto& cp = *world.groups().cp;
-  auto weights = std::make_shared<LlamaWeights<CudaQueue>>();
-  const std::function loader = [] { return std::make_unique<CudaQueue>(0); };
-  const absl::Status status = cp_rank == 0
-                                  ? read_weights<CudaQueue>(queue, loader, cp, wish, *weights)
-                                  : receive_weights(queue, cp, wish, *weights);
-  EXPECT_TRUE(status.ok()) << status;
-  const absl::Status same =
-      compare_weights(queue, *world.groups().world, topology, digest_of(queue, *weights));
-  EXPECT_TRUE(same.ok()) << same;
-  return weights;
-}
-
 thread_local int64_t last_waits = -1;  // of a rank
-
-// How plans are run; what is told, each rank is told on its thread.
-struct Manner {
-  bool sent = false;  // weights
-  int32_t most = 1;   // steps under way
-  bool tells = false;
-  std::function<void(size_t step)> ended = {};
-  std::function<void()> begun = {};
-  std::function<void(CudaQueue&queue)> at_first = {}, at_last = {};
-};
-
-Answers answers_of(const EngineProblem& problem, Topology topology, Variant variant,
-                   const Manner& manner = {}) {
-  const int32_t ranks = topology.world();
-  std::vector<std::string> addresses(static_cast<size_t>(ranks));
-  std::barrier all(ranks);
-  std::mutex mutex;  // guards answers
-  Answers answers(problem.of_cpu.size());
-  annulus::testing::run_ranks(ranks, [&](int32_t me) {
-    std::unique_ptr<Rank> rank;  // outlives the world, as a worker's does
-    auto world = NcclWorld::create(annulus::testing::scripted_nccl(), topology, me, 1).value();
-    addresses[static_cast<size_t>(me)] = world->address();
-    all.arrive_and_wait();
-    ASSERT_TRUE(world->connect(addresses).ok());
-    auto owned = std::make_unique<CudaQueue>(0);
-    CudaQueue& queue = *owned;
-    if (manner.sent) {
-      auto weights = weights_of(problem, queue, *world, topology, me);
-      rank = problem.rank_on(std::move(owned), world->groups(), topology, me, std::move(weights));
-    } else {
-      rank = problem.rank_on(std::move(owned), world->groups(), topology, me);
-    }
-    if (manner.at_first) manner.at_first(queue);
-    problem.run(
-        *rank, topology, me, variant,
-        [&](size_t step, const auto& wanted) {
-          if (manner.ended) manner.ended(step);
-          const std::lock_guard lock(mutex);
-          answers[step].insert(answers[step].end(), wanted.begin(), wanted.end());
-        },
-        manner.most, manner.begun, manner.tells);
-    if (manner.at_last) manner.at_last(queue);
-    all.arrive_and_wait();  // nobody leaves while others may need it
-    world.reset();
-  });
-  EXPECT_EQ(annulus::testing::nccl_script().live, 0);
-  return answers;
-}
 
 TEST_P(CudaEngine, AnswersAsOneRankOnACpu) {
   const auto [topology, variant, precision] = GetParam();

@@ -29,12 +29,15 @@ constexpr int kInternalError = 3, kRemoteError = 6;
 
 struct Message {
   std::vector<std::byte> bytes;
+  bool captured = false;  // sent by a graph
   bool taken = false;
 };
 struct Sum {
   std::vector<std::vector<float>> parts;  // by rank
   int arrived = 0;
+  bool captured = false;
 };
+constexpr char kUneven[] = "a transfer is captured on one rank and not on another";
 // One communicator over all its ranks.
 struct World {
   explicit World(int ranks) : size(ranks) {}
@@ -55,6 +58,8 @@ struct Member {
   std::atomic<bool> aborted{false};
   std::atomic<int> polls{0};
   int64_t reductions = 0;
+  // Beside the member, those who hold it are the graphs in which it has work.
+  std::shared_ptr<int> held = std::make_shared<int>();
 };
 
 }  // namespace
@@ -132,6 +137,8 @@ int comm_get_async_error(NcclComm comm, int* error) {
 int comm_abort(NcclComm comm) {
   ANNULUS_CHECK(grouped, "aborted alone");
   comm->member->aborted = true;
+  ANNULUS_CHECK(comm->member->held.use_count() == 1,
+                "an abort waits for graphs that hold the communicator");
   while (nccl_script().abort_hangs) std::this_thread::sleep_for(std::chrono::milliseconds(10));
   delete comm;
   --nccl_script().live;
@@ -148,6 +155,7 @@ int group_start() {
 struct Exchange {
   std::vector<Pending> parts;
   std::vector<std::shared_ptr<Message>> sent;
+  bool captured = false;
   std::vector<bool> came;
   bool posted = false;
 
@@ -164,6 +172,7 @@ struct Exchange {
         const auto* from = static_cast<const std::byte*>(part.from);
         auto message = std::make_shared<Message>();
         message->bytes.assign(from, from + part.bytes);
+        message->captured = captured;
         world.mail[{me, part.peer}].push_back(message);
         sent.push_back(message);
       }
@@ -181,6 +190,7 @@ struct Exchange {
       }
       ANNULUS_CHECK(box.front()->bytes.size() == part.bytes, "rank ", me, " expects ", part.bytes,
                     " bytes of rank ", part.peer, ", which sends ", box.front()->bytes.size());
+      ANNULUS_CHECK(box.front()->captured == captured, kUneven);
       std::memcpy(part.to, box.front()->bytes.data(), part.bytes);
       box.front()->taken = true;
       box.pop_front();
@@ -193,16 +203,19 @@ struct Exchange {
 int group_end() {
   grouped = false;
   if (group.empty()) return kNcclSuccess;
-  auto exchange = std::make_shared<Exchange>();
-  exchange->parts = std::exchange(group, {});
-  for (const Pending& part : exchange->parts) {
-    ANNULUS_CHECK(
-        part.member == exchange->parts[0].member && part.stream == exchange->parts[0].stream,
-        "a group of two communicators or streams");
+  const std::vector<Pending> parts = std::exchange(group, {});
+  for (const Pending& part : parts) {
+    ANNULUS_CHECK(part.member == parts[0].member && part.stream == parts[0].stream,
+                  "a group of two communicators or streams");
     part.member->polls = nccl_script().polls.load();
   }
-  cuda_emulation::enqueue_waiting(exchange->parts[0].stream,
-                                  [exchange] { return exchange->run(); });
+  cuda_emulation::enqueue_waiting(parts[0].stream,
+                                  [parts, held = parts[0].member->held](bool captured) {
+                                    auto exchange = std::make_shared<Exchange>();
+                                    exchange->parts = parts;
+                                    exchange->captured = captured;
+                                    return [exchange] { return exchange->run(); };
+                                  });
   return kNcclInProgress;
 }
 
@@ -228,31 +241,35 @@ int all_reduce(const void* from, void* to, size_t count, int type, int op, NcclC
                cudaStream_t stream) {
   ANNULUS_CHECK(type == parallel::kNcclFloat32 && op == parallel::kNcclSum && !grouped, type);
   const std::shared_ptr<Member> member = comm->member;
-  const int64_t number = member->reductions++;
-  cuda_emulation::enqueue_waiting(
-      stream, [member, number, from, to, count, posted = false]() mutable {
-        if (member->aborted) return true;
-        World& world = *member->world;
-        const std::lock_guard lock(world.mutex);
-        Sum& sum = world.sums[number];
-        if (!posted) {
-          posted = true;
-          sum.parts.resize(static_cast<size_t>(world.size));
-          const auto* values = static_cast<const float*>(from);
-          sum.parts[static_cast<size_t>(member->rank)].assign(values, values + count);
-          ++sum.arrived;
-        }
-        if (sum.arrived < world.size) return false;
-        auto* out = static_cast<float*>(to);
-        std::fill_n(out, count, 0.0f);
-        // Each part of the values begins at another rank, as a ring's does.
-        const auto ranks = static_cast<size_t>(world.size);
-        for (size_t r = 0; r < ranks; ++r) {
-          ANNULUS_CHECK(sum.parts[r].size() == count, sum.parts[r].size(), " and ", count);
-          for (size_t i = 0; i < count; ++i) out[i] += sum.parts[(i + r) % ranks][i];
-        }
-        return true;
-      });
+  const auto make = [member, from, to, count, held = member->held](bool captured) {
+    const int64_t number = member->reductions++;
+    return [member, number, from, to, count, captured, posted = false]() mutable {
+      if (member->aborted) return true;
+      World& world = *member->world;
+      const std::lock_guard lock(world.mutex);
+      Sum& sum = world.sums[number];
+      if (!posted) {
+        posted = true;
+        ANNULUS_CHECK(sum.arrived == 0 || sum.captured == captured, kUneven);
+        sum.captured = captured;
+        sum.parts.resize(static_cast<size_t>(world.size));
+        const auto* values = static_cast<const float*>(from);
+        sum.parts[static_cast<size_t>(member->rank)].assign(values, values + count);
+        ++sum.arrived;
+      }
+      if (sum.arrived < world.size) return false;
+      auto* out = static_cast<float*>(to);
+      std::fill_n(out, count, 0.0f);
+      // Each part of the values begins at another rank, as a ring's does.
+      const auto ranks = static_cast<size_t>(world.size);
+      for (size_t r = 0; r < ranks; ++r) {
+        ANNULUS_CHECK(sum.parts[r].size() == count, sum.parts[r].size(), " and ", count);
+        for (size_t i = 0; i < count; ++i) out[i] += sum.parts[(i + r) % ranks][i];
+      }
+      return true;
+    };
+  };
+  cuda_emulation::enqueue_waiting(stream, make);
   return in_progress(comm);
 }
 

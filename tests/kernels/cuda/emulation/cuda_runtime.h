@@ -42,9 +42,12 @@ void exchange(unsigned mask, uint64_t give, int lane_xor, uint64_t* take);  // o
 
 struct Stream;
 struct Event;
+struct Graph;
 void enqueue(Stream* stream, std::function<void()> work);
-// Work that waits for other ranks: false means "not yet", and it is called again.
-void enqueue_waiting(Stream* stream, std::function<bool()> work);
+// Work that waits for other ranks: false means "not yet", and it is called again. It is made anew
+// whenever it is launched: now, or with every launch of the graph that is being captured.
+using Waiting = std::function<bool()>;
+void enqueue_waiting(Stream* stream, std::function<Waiting(bool captured)> make);
 inline thread_local int64_t launches = 0;  // of kernels by this thread, empty ones aside
 // How often this thread has waited for its GPU, or asked whether it has finished, with work that it
 // had not waited for before.
@@ -136,6 +139,9 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 using cudaStream_t = cuda_emulation::Stream*;
 using cudaEvent_t = cuda_emulation::Event*;
+using cudaGraph_t = cuda_emulation::Graph*;
+using cudaGraphExec_t = cuda_emulation::Graph*;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeRelaxed = 2 };
 constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDefault = 0, cudaEventDisableTiming = 2;
 
 struct cudaDeviceProp {
@@ -188,6 +194,14 @@ cudaError_t cudaEventQuery(cudaEvent_t event);
 // No timing: 1 ms where a stream had nothing left to do when `end` was recorded, else none.
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t begin, cudaEvent_t end);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
+// A graph's work runs in the order of capture. While one is captured, nothing may be waited for
+// that is part of it, and memory may not be freed.
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* out, cudaGraph_t graph, unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph);
 
 // The arguments are copied at the call, as a launch copies them.
 template <class... Parameters, class... Arguments>

@@ -296,11 +296,22 @@ void run_grid(dim3 grid, dim3 size, size_t shared_bytes, const std::function<voi
       }
 }
 
+// What was captured, and what it is made of while it is: its stream and those that joined.
+struct Graph {
+  std::vector<std::function<Waiting(bool)>> work;
+  Stream* origin = nullptr;
+  struct Joined {
+    int64_t work = 0, waited_for = 0;  // pieces; by the origin
+  };
+  std::map<Stream*, Joined> joined;
+};
+
 struct Stream {
-  std::deque<std::function<bool()>> work;
+  std::deque<Waiting> work;
   int64_t enqueued = 0, run = 0;
   int64_t waited_for = 0;  // by the host
   bool running = false;
+  Graph* capture = nullptr;
 
   // Runs what can run of the first `count`; false where something waits for others.
   bool run_to(int64_t count) {
@@ -341,18 +352,29 @@ struct Event {
   Stream* stream = nullptr;
   int64_t count = 0;
   bool found_it_idle = false;
+  Graph* capture = nullptr;  // that it was recorded in
 };
 
-void enqueue_waiting(Stream* stream, std::function<bool()> work) {
+void enqueue_waiting(Stream* stream, std::function<Waiting(bool)> make) {
   ANNULUS_CHECK(stream != nullptr, "work on the default stream");
-  stream->work.push_back(std::move(work));
+  if (Graph* const graph = stream->capture; graph != nullptr) {
+    graph->work.push_back(std::move(make));
+    if (stream != graph->origin) ++graph->joined[stream].work;
+    return;
+  }
+  stream->work.push_back(make(false));
   ++stream->enqueued;
 }
 void enqueue(Stream* stream, std::function<void()> work) {
-  enqueue_waiting(stream, [work = std::move(work)] {
-    work();
-    return true;
+  enqueue_waiting(stream, [work = std::move(work)](bool) {
+    return [work] {
+      work();
+      return true;
+    };
   });
+}
+void check_not_captured(const Stream* stream, const char* what) {
+  ANNULUS_CHECK(stream->capture == nullptr, what, " of a stream that is captured");
 }
 
 }  // namespace cuda_emulation
@@ -400,6 +422,8 @@ cudaError_t cudaDeviceSynchronize() {
 }
 // Waits for the device, as the real one does.
 cudaError_t cudaFree(void* data) {
+  for (Stream* stream : cuda_emulation::streams)
+    cuda_emulation::check_not_captured(stream, "cudaFree");
   cudaDeviceSynchronize();
   std::free(data);
   return cudaSuccess;
@@ -445,17 +469,32 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  cuda_emulation::check_not_captured(stream, "cudaStreamSynchronize");
   cuda_emulation::note_wait(*stream, stream->enqueued);
   while (!stream->run_to(stream->enqueued)) std::this_thread::yield();
   return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  cuda_emulation::check_not_captured(stream, "cudaStreamQuery");
   cuda_emulation::note_wait(*stream, stream->enqueued);
   return stream->run_to(stream->enqueued) ? cudaSuccess : cudaErrorNotReady;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-  cuda_emulation::enqueue_waiting(stream, [after = *event] {
-    return after.stream == nullptr || after.stream->run_to(after.count);
+  if (cuda_emulation::Graph* const graph = event->capture; graph != nullptr) {
+    ANNULUS_CHECK(event->stream->capture == graph, "a wait for an event of a capture that is over");
+    ANNULUS_CHECK(stream->capture == nullptr || stream->capture == graph, "two captures meet");
+    if (stream == graph->origin) {
+      int64_t& waited_for = graph->joined.at(event->stream).waited_for;
+      waited_for = std::max(waited_for, event->count);
+    } else {
+      stream->capture = graph;
+      graph->joined.try_emplace(stream, 0);
+    }
+    return cudaSuccess;
+  }
+  ANNULUS_CHECK(stream->capture == nullptr, "a capture waits for what is outside");
+  cuda_emulation::enqueue_waiting(stream, [after = *event](bool) {
+    return [after] { return after.stream == nullptr || after.stream->run_to(after.count); };
   });
   return cudaSuccess;
 }
@@ -464,11 +503,16 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  *event = {stream, stream->enqueued, stream->run == stream->enqueued};
+  if (cuda_emulation::Graph* const graph = stream->capture; graph != nullptr) {
+    *event = {stream, stream == graph->origin ? 0 : graph->joined.at(stream).work, false, graph};
+  } else {
+    *event = {stream, stream->enqueued, stream->run == stream->enqueued};
+  }
   return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   if (event->stream == nullptr) return cudaSuccess;
+  ANNULUS_CHECK(event->capture == nullptr, "a question for an event of a capture");
   cuda_emulation::note_wait(*event->stream, event->count);
   return event->stream->run_to(event->count) ? cudaSuccess : cudaErrorNotReady;
 }
@@ -478,5 +522,41 @@ cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t end) {
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete event;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  cuda_emulation::check_not_captured(stream, "a capture");
+  stream->capture = new cuda_emulation::Graph;
+  stream->capture->origin = stream;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  *graph = stream->capture;
+  ANNULUS_CHECK(*graph != nullptr && (*graph)->origin == stream, "the end of no capture");
+  stream->capture = nullptr;
+  for (const auto& [joined, its] : (*graph)->joined) {
+    joined->capture = nullptr;
+    ANNULUS_CHECK(its.waited_for == its.work, "captured work that nothing waits for");
+  }
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* out, cudaGraph_t graph, unsigned long long) {
+  *out = new cuda_emulation::Graph(*graph);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
+  cuda_emulation::check_not_captured(stream, "a graph's launch");
+  for (const auto& make : graph->work) {
+    stream->work.push_back(make(true));
+    ++stream->enqueued;
+  }
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
+  delete graph;
   return cudaSuccess;
 }

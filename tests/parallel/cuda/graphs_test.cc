@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// Decode as CUDA graphs, on emulated GPUs: what is replayed answers as what is enqueued, and most
+// steps are replayed.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <barrier>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tests/parallel/decode_script.h"
+#include "tests/parallel/cuda/emulated_ranks.h"
+
+namespace annulus::parallel {
+namespace {
+
+using kernels::CudaGraphs;
+using kernels::Precision;
+
+struct Case {
+  Topology topology;
+  Variant variant;
+  Precision precision;
+  int32_t most;  // steps under way
+};
+class CudaDecode : public ::testing::TestWithParam<Case> {};
+
+// A shape is enqueued once and captured once for each of the two places of pinned memory, by owner
+// of the sequences; then it comes again, until attention's grids have grown by an eighth.
+TEST_P(CudaDecode, AnswerAsOneRankOnACpu) {
+  const auto& [topology, variant, precision, most] = GetParam();
+  const EngineProblem problem(precision, decode_script);
+  std::atomic<int64_t> replayed{0}, captured{0};
+  Manner manner = {.most = most};
+  manner.at_last = [&](CudaQueue& queue) {
+    const CudaGraphs::Counts counts = queue.graphs()->counts();
+    replayed += counts.replayed;
+    captured += counts.captured;
+  };
+  problem.expect_equal(answers_of(problem, topology, variant, manner));
+  const int64_t steps = int64_t{kTogether + kAlone} * topology.world();
+  const bool payloads_grow = variant == Variant::kPassKv && topology.cp > 1;
+  if (payloads_grow) {  // every step is new
+    EXPECT_EQ(replayed + captured, 0);
+    return;
+  }
+  const int64_t shapes = 2 * topology.cp;  // two batches, whose owners go round
+  EXPECT_GE(replayed + captured, steps - shapes * topology.world());
+  EXPECT_GE(replayed, steps / 2) << captured << " captured";
+}
+
+std::string case_name(const ::testing::TestParamInfo<Case>& which) {
+  const Case& c = which.param;
+  std::string text = "Tp" + std::to_string(c.topology.tp) + "Cp" + std::to_string(c.topology.cp) +
+                     "_" + name(c.variant) + (c.precision == Precision::kF32 ? "" : "_bf16");
+  std::replace(text.begin(), text.end(), '-', '_');
+  return text;
+}
+
+// Rank 1 leaves when both decode by graphs, and rank 0 has launched one that waits for it: the
+// abort ends it, for no graph holds the communicator then (the scripted NCCL insists).
+TEST(CudaDecodeGraphs, AnAbortEndsThoseThatWait) {
+  const EngineProblem problem(Precision::kF32, decode_script);
+  const Topology topology{1, 2};
+  std::vector<std::string> addresses(2);
+  std::barrier all(2);
+  annulus::testing::run_ranks(2, [&](int32_t me) {
+    std::unique_ptr<Rank> rank;
+    auto world = NcclWorld::create(annulus::testing::scripted_nccl(), topology, me, 1).value();
+    addresses[static_cast<size_t>(me)] = world->address();
+    all.arrive_and_wait();
+    ASSERT_TRUE(world->connect(addresses).ok());
+    auto owned = std::make_unique<CudaQueue>(0);
+    const CudaQueue& queue = *owned;
+    rank = problem.rank_on(std::move(owned), world->groups(), topology, me);
+    const std::vector<StepPlan> plans = decode_script(2, Variant::kGatherQ);
+    const size_t last = me == 0 ? 18 : 16;
+    std::string error = "none";
+    for (size_t step = 0; step < last; ++step) {
+      ShardState state = rank->state();
+      apply_ops(state, plans[step]);
+      ASSERT_TRUE(rank->begin(plan_for_rank(state, plans[step], me), problem.soon(), {}).ok());
+      if (step < 16) (void)rank->end();
+    }
+    EXPECT_GT(queue.graphs()->counts().replayed, 5);
+    if (me == 0) {
+      std::jthread control([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+        world->abort("rank 1 is lost");
+      });
+      try {
+        (void)rank->end();
+      } catch (const kernels::DeviceError& thrown) {
+        error = thrown.what();
+      }
+      EXPECT_NE(error.find("rank 1 is lost"), std::string::npos) << error;
+      EXPECT_EQ(queue.graphs()->counts().kept, 0);
+    }
+    all.arrive_and_wait();
+    world.reset();
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Layouts, CudaDecode,
+                         ::testing::Values(Case{{1, 1}, Variant::kPassKv, Precision::kF32, 2},
+                                           Case{{1, 1}, Variant::kPassKv, Precision::kDefault, 2},
+                                           Case{{2, 1}, Variant::kPassKv, Precision::kF32, 2},
+                                           Case{{1, 3}, Variant::kGatherQ, Precision::kF32, 2},
+                                           Case{{1, 3}, Variant::kPassQ, Precision::kF32, 1},
+                                           Case{{1, 2}, Variant::kPassKv, Precision::kF32, 2},
+                                           Case{{1, 2}, Variant::kGatherQ, Precision::kDefault, 2},
+                                           Case{{2, 2}, Variant::kPassQ, Precision::kF32, 2}),
+                         case_name);
+
+}  // namespace
+}  // namespace annulus::parallel
