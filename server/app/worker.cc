@@ -316,6 +316,7 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
                    .page_tokens = assignment.page_tokens(),
                    .workspace_limit_bytes = assignment.workspace_limit_bytes(),
                    .profile = assignment.profile(),
+                   .graphs = assignment.graphs(),
                    .threads = options_.threads,
                    .isa = options_.isa};
 

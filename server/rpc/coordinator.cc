@@ -574,6 +574,7 @@ void EpochCoordinator::begin_if_complete(Time now) {
     assignment->set_workspace_limit_bytes(plan_.workspace_limit_bytes);
     assignment->set_profile(plan_.profile);
     assignment->set_trace(plan_.trace);
+    assignment->set_graphs(plan_.graphs);
     assignment->set_examine(plan_.examine);
     if (workers_.at(by_rank_[rank]).weights.file == ModelFile::kNone) {
       assignment->set_outline(plan_.outline);
