@@ -138,7 +138,7 @@ struct ServeFlags {
   ModelFlags model;
   ServeConfig config;
   std::string attention = "auto", precision = "default", workers = "local", weights = "auto";
-  std::string metrics;
+  std::string cuda_graphs = "on", metrics;
 };
 
 int serve(ServeFlags& flags) {
@@ -166,6 +166,7 @@ int serve(ServeFlags& flags) {
   if (!isa.ok()) return refuse("serve", isa.status().message());
   config.isa = std::min(*isa, kernels::detect_cpu_isa());
   config.device = flags.model.device;
+  config.cuda_graphs = flags.cuda_graphs == "on";
   config.local_workers = flags.workers == "local";
   config.weights = *parse_weight_policy(flags.weights);
   if (const auto able = prepare_ranks(config); !able.ok()) return refuse("serve", able.message());
@@ -299,6 +300,9 @@ void add_serve(CLI::App& app, Command& run) {
          "and sends the weights to its context-parallel peers. auto: a rank is sent what it would "
          "read from a network file system and a rank on another host has")
       ->check(CLI::IsMember({"auto", "read", "send"}));
+  option("--cuda-graphs", flags->cuda_graphs,
+         "with --device cuda: decode steps that come again are launched as CUDA graphs")
+      ->check(CLI::IsMember({"on", "off"}));
   option("--control-listen", config.control_host, "address that workers attach to");
   option("--control-port", config.control_port, "its port; 0: any free one")
       ->check(CLI::Range(0, 65535));

@@ -168,6 +168,7 @@ absl::Status FrontEnd::start_engine() {
       .workspace_limit_bytes = workspace_bytes,
       .profile = config_.profile,
       .trace = trace_ != nullptr,
+      .graphs = config_.cuda_graphs,
       .weights = config_.weights,
       .outline = model_.checkpoint->is_generated() ? "" : model_.checkpoint->outline()};
   control.on_stuck = [this](int64_t pid) {
