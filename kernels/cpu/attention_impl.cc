@@ -5,7 +5,7 @@
 // Mapping   one block per call and thread. M = query rows x heads of the group.
 // Tiles     64 keys. Tiled: K transposed to [words][64] and V to [words][columns], shared by the
 //           panels of 6 or 16 rows (attention_panels.h). Few rows: K and V read in place, scores of
-//           all KV heads in the order of addresses, 16 keys at a time.
+//           all KV heads in the order of addresses, 16 keys at a time (AMX: attention_few_amx.h).
 // Numerics  products of bf16 accumulate in fp32 (vdpbf16ps: P rounds to bf16; without it K, V and q
 //           widen to fp32 and P stays). Sums of P are fp32, unrounded. A row's maximum starts at
 //           -inf; while it is, nothing visible was seen and the shift is 0, so exp gives 0, no NaN.
@@ -296,16 +296,20 @@ ANNULUS_INLINE void output_tile(float* o, int32_t m, int32_t d, const float* cor
 template <class Dot, class E>
 class FewVectors {
  public:
+  using P = Dot;
   __attribute__((always_inline)) FewVectors(const AttendBlock& block, const Scratch& s, int32_t m)
       : block_(block), s_(s), m_(m), d_(block.head_dim) {}
 
-  // Scores of 16 keys.
-  __attribute__((always_inline)) void score(int32_t head, int32_t key, const KeyTile& tile,
-                                            Fetch& fetch) const {
-    const int64_t at = int64_t{head} * m_;
-    score_keys<Dot, E>(reinterpret_cast<const typename Dot::Element*>(s_.q) + at * d_, m_, d_,
-                       {tile.rows + key, block_.k_offset_bytes + head * head_bytes()},
-                       s_.scores + at * kTile + key, fetch);
+  // Scores of a tile of keys, all heads, in the order of addresses.
+  __attribute__((always_inline)) void score(const KeyTile& tile, Fetch& fetch) const {
+    for (int32_t key = 0; key < kTile; key += 16) {
+      for (int32_t head = 0; head < block_.kv_heads; ++head) {
+        const int64_t at = int64_t{head} * m_;
+        score_keys<Dot, E>(reinterpret_cast<const typename Dot::Element*>(s_.q) + at * d_, m_, d_,
+                           {tile.rows + key, block_.k_offset_bytes + head * head_bytes()},
+                           s_.scores + at * kTile + key, fetch);
+      }
+    }
   }
   // o takes in a tile, whose scores have become P.
   __attribute__((always_inline)) void output(int32_t head, const KeyTile& tile,
@@ -340,12 +344,10 @@ void attend_few(const AttendBlock& block, std::byte* scratch) {
     locate(block, first, tile);
     if (tile.lowest > all.highest) continue;
     const bool masked = tile.highest > all.lowest;
-    for (int32_t key = 0; key < kTile; key += 16) {
-      for (int32_t head = 0; head < block.kv_heads; ++head) few.score(head, key, tile, fetch);
-    }
+    few.score(tile, fetch);
     for (int32_t i = 0; i < all_rows; ++i) {
       fetch.row(all_rows);
-      soften<Dot>(s.scores + i * kTile, masked, tile, block.scale, s.rows, i);
+      soften<typename Few::P>(s.scores + i * kTile, masked, tile, block.scale, s.rows, i);
     }
     for (int32_t head = 0; head < block.kv_heads; ++head) few.output(head, tile, fetch);
   }
@@ -371,8 +373,12 @@ void attend_few_rows(const AttendBlock& block, std::byte* scratch) {
     return;
   }
 #if defined(ANNULUS_HAS_AMX)
-  if (FewTiles::take(block)) {
-    attend_few<PairDot, bf16, FewTiles>(block, scratch);
+  if (FewTiles<WideDot>::take(block)) {
+    attend_few<PairDot, bf16, FewTiles<WideDot>>(block, scratch);
+    return;
+  }
+  if (FewTiles<PairDot>::take(block)) {
+    attend_few<PairDot, bf16, FewTiles<PairDot>>(block, scratch);
     return;
   }
 #endif
