@@ -58,6 +58,14 @@ class Communicator {
   // data[i] = sum over ranks of data[i]: every rank gets the same bits. Added in rank order, save
   // by NCCL, whose order depends on the size.
   virtual void all_reduce(Queue& queue, std::span<float> data, const OpId& op) = 0;
+  // Memory of the device in which all_reduce takes the least time: one piece, the same at every
+  // call, that lives as long as the communicator and that whoever enqueues work shares in the
+  // queue's order. Null where there is none or the sum is too large for it: on all ranks of the
+  // group alike, as `bytes` is.
+  virtual std::byte* symmetric_memory(int64_t bytes) {
+    (void)bytes;
+    return nullptr;
+  }
   // out = payloads of ranks 0..size-1, one after the other; bytes[r] = size of rank r's; own = this
   // rank's payload.
   virtual void all_gather(Queue& queue, ConstBytes own, Bytes out, std::span<const int64_t> bytes,

@@ -192,6 +192,8 @@ void RankOn<Queue>::enqueue(const StepPlan& plan, UnderWay& step) {
       };
       int32_t sums = 0;
       if (topology_.tp > 1) {
+        hooks.sums = reinterpret_cast<float*>(
+            groups_.tp->symmetric_memory(n * config_.dim * static_cast<int64_t>(sizeof(float))));
         hooks.all_reduce = [&](int32_t layer, Tensor sum) {
           groups_.tp->all_reduce(queue_, {sum.row<float>(0), index(sum.rows * sum.cols)},
                                  {plan.step, layer, sums++ % 2, 0, "tp sum"});

@@ -24,6 +24,8 @@ struct LlamaHooks {
       attend;
   // x = sum of x over the TP group; twice a layer. Empty where there is one rank.
   std::function<void(int32_t layer, kernels::Tensor x)> all_reduce;
+  // Memory [rows, dim] for what is summed; null: scratch.
+  float* sums = nullptr;
 };
 
 // x [rows, dim] = hidden states after the last layer (before the output norm). cos_sin [rows,

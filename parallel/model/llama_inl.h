@@ -22,7 +22,9 @@ void forward(Queue& queue, const LlamaConfig& config, const LlamaWeights<Queue>&
     return kernels::matrix(queue.template scratch<float>(rows * cols), rows, cols);
   };
   const kernels::Tensor normed = scratch(config.dim), qkv = scratch(q_cols + 2 * kv_cols);
-  const kernels::Tensor attended = scratch(q_cols), update = scratch(config.dim);
+  const kernels::Tensor attended = scratch(q_cols);
+  const kernels::Tensor update =
+      hooks.sums == nullptr ? scratch(config.dim) : kernels::matrix(hooks.sums, rows, config.dim);
   const kernels::Tensor gate_up = scratch(2 * ffn), hidden = scratch(ffn);
   const kernels::Tensor q = qkv.slice_cols(0, q_cols), k = qkv.slice_cols(q_cols, kv_cols);
   const kernels::Tensor v = qkv.slice_cols(q_cols + kv_cols, kv_cols);
