@@ -28,7 +28,16 @@ using kernels::DeviceError;
 using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::microseconds kSpin{20}, kSleep{50};
-constexpr std::array kGroupIds = {GroupId::kWorld, GroupId::kTp, GroupId::kCp};
+// The last: the TP group's small sums.
+constexpr std::array kGroupIds = {GroupId::kWorld, GroupId::kTp, GroupId::kCp, GroupId::kTp};
+constexpr size_t kTp = 1, kSums = 3;
+
+bool has_symmetric_memory(const NcclApi& api) {
+  int version = 0;
+  return api.mem_alloc != nullptr && api.mem_free != nullptr &&
+         api.comm_window_register != nullptr && api.get_version(&version) == kNcclSuccess &&
+         version >= kNcclSymmetricOldest;
+}
 
 size_t index(int64_t i) {
   return static_cast<size_t>(i);
@@ -138,17 +147,58 @@ class NcclGroup final : public Communicator<CudaQueue> {
                                                " ranks, rank ", rank_, ": ", wrong));
   }
 
+  // After open(): memory of all ranks, registered with this communicator, or why there is none.
+  // What is given is NCCL's to fill until the communicator is aborted.
+  std::string share_memory(void*& data, NcclWindow& window, Clock::time_point until) {
+    const NcclApi& api = state_.api;
+    const auto bytes = static_cast<size_t>(state_.options.symmetric_bytes);
+    std::string wrong = state_.finish(
+        comm_, [&] { return api.mem_alloc(&data, bytes); }, until);
+    if (!wrong.empty()) {
+      data = nullptr;
+      return wrong;
+    }
+    return state_.finish(
+        comm_,
+        [&] { return api.comm_window_register(comm_, data, bytes, &window, kNcclSymmetricWindow); },
+        until);
+  }
+  // Sums in this memory go there from here on; both live as long as this.
+  void sum_small_by(NcclGroup& sums, Bytes memory) {
+    sums_ = &sums;
+    symmetric_ = memory;
+  }
+  // Whether all ranks of the group say so. Throws where a peer is lost.
+  bool all_agree(CudaQueue& queue, bool mine, Clock::time_point until) {
+    const float yes = mine ? 1.0f : 0.0f;
+    float sum = 0;
+    float* const there = queue.scratch<float>(1);
+    queue.set_poll([this] { progress(); });
+    set_deadline(until);
+    queue.write(reinterpret_cast<std::byte*>(there), &yes, sizeof(yes));
+    all_reduce(queue, {there, 1}, {.what = "symmetric memory"});
+    queue.download(std::span(&sum, 1), there);
+    queue.finish(until);
+    set_deadline(Clock::time_point::max());
+    return sum == static_cast<float>(size());
+  }
+
   int32_t rank() const override { return rank_; }
   int32_t size() const override { return static_cast<int32_t>(members_.size()); }
 
   void all_reduce(CudaQueue& queue, std::span<float> data, const OpId& op) override {
     if (size() == 1 || data.empty()) return check(op);
+    if (is_symmetric(data.data())) return sums_->all_reduce(queue, data, op);
     sent(queue, static_cast<int64_t>(data.size_bytes()) * 2 * (size() - 1) / size());
     if (!queue.enqueues(CudaQueue::Work::kTransfer, 'r', comm_, data.data(), data.size())) return;
     issue(queue, op, [&] {
       return state_.api.all_reduce(data.data(), data.data(), data.size(), kNcclFloat32, kNcclSum,
                                    comm_, queue.stream());
     });
+  }
+
+  std::byte* symmetric_memory(int64_t bytes) override {
+    return bytes <= static_cast<int64_t>(symmetric_.size()) ? symmetric_.data() : nullptr;
   }
 
   void all_gather(CudaQueue& queue, ConstBytes own, Bytes out, std::span<const int64_t> bytes,
@@ -217,6 +267,7 @@ class NcclGroup final : public Communicator<CudaQueue> {
 
   void progress() override {
     if (state_.flag.raised()) throw DeviceError("aborted: " + state_.flag.why());
+    if (sums_ != nullptr) sums_->progress();
     if (comm_ == nullptr) return;
     std::string why;
     {
@@ -231,11 +282,17 @@ class NcclGroup final : public Communicator<CudaQueue> {
 
   void set_deadline(Clock::time_point deadline) override { state_.deadline = deadline; }
   void abort(const std::string& why) override { state_.abort(why); }
-  int64_t bytes_sent() const override { return bytes_sent_; }
+  int64_t bytes_sent() const override {
+    return bytes_sent_ + (sums_ == nullptr ? 0 : sums_->bytes_sent());
+  }
   double waited_us() const override { return 0; }  // the host never waits here
 
  private:
   cudaEvent_t event(uint64_t id) const { return events_[id % events_.size()]; }
+  bool is_symmetric(const float* data) const {
+    const auto* const at = reinterpret_cast<const std::byte*>(data);
+    return at >= symmetric_.data() && at < symmetric_.data() + symmetric_.size();
+  }
 
   [[noreturn]] void fail(const std::string& where, const std::string& why) {
     state_.flag.raise(why);
@@ -298,6 +355,8 @@ class NcclGroup final : public Communicator<CudaQueue> {
   std::array<cudaEvent_t, 4> events_ = {};
   uint64_t transfers_ = 0;
   int64_t bytes_sent_ = 0;
+  NcclGroup* sums_ = nullptr;  // of symmetric_
+  Bytes symmetric_;
 };
 
 }  // namespace
@@ -316,12 +375,46 @@ struct NcclWorld::Impl {
     state.abort("the epoch is over");
     cudaStreamSynchronize(state.hops);
     cudaStreamDestroy(state.hops);
+    if (memory == nullptr) return;
+    // The window went with its communicator. Kernels of a step that was aborted may still write.
+    cudaDeviceSynchronize();
+    const std::lock_guard lock(state.calls);
+    state.api.mem_free(memory);
+  }
+
+  // Ranks of one communicator have one version of NCCL, which it checks.
+  bool offers_sums() const {
+    return state.options.symmetric_bytes > 0 && groups[kSums]->size() > 1 &&
+           has_symmetric_memory(state.api);
+  }
+
+  // Small sums of the TP group go through symmetric memory from here on, where all its ranks have
+  // some. Collective over the group. Throws where a peer is lost.
+  void open_sums(const NcclId& id, Clock::time_point until) {
+    NcclGroup &tp = *groups[kTp], &sums = *groups[kSums];
+    const Clock::time_point soon = std::min(until, Clock::now() + state.options.symmetric_limit);
+    std::string wrong(sums.open(id, soon).message());
+    if (wrong.empty()) wrong = sums.share_memory(memory, window, soon);
+    if (!wrong.empty() && !state.flag.raised()) {
+      std::fprintf(stderr, "annulus: sums go without symmetric memory: %s\n", wrong.c_str());
+    }
+    int device = 0;
+    check_cuda(cudaGetDevice(&device), "the GPU of this thread");
+    votes = std::make_unique<CudaQueue>(device);
+    if (tp.all_agree(*votes, wrong.empty() && window != nullptr, until)) {
+      tp.sum_small_by(sums,
+                      {static_cast<std::byte*>(memory), index(state.options.symmetric_bytes)});
+    }
+    votes.reset();
   }
 
   State state;
   AddressStamp stamp;
   std::string address;
   std::vector<std::unique_ptr<NcclGroup>> groups;  // as kGroupIds
+  void* memory = nullptr;                          // symmetric
+  NcclWindow window = nullptr;
+  std::unique_ptr<CudaQueue> votes;  // where it throws, it waits for the abort
 };
 
 NcclWorld::NcclWorld(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -336,9 +429,11 @@ absl::StatusOr<std::unique_ptr<NcclWorld>> NcclWorld::create(const NcclApi& api,
                            .epoch = epoch};
   auto impl = std::make_unique<Impl>(api, options, stamp);
   std::string ids;
-  for (const auto& group : impl->groups) {
+  for (size_t g = 0; g < kGroupIds.size(); ++g) {
+    const NcclGroup& group = *impl->groups[g];
     NcclId id = {};
-    if (group->rank() == 0 && group->size() > 1) {  // an id costs a listening socket
+    const bool wanted = g != kSums || impl->offers_sums();
+    if (wanted && group.rank() == 0 && group.size() > 1) {  // an id costs a listening socket
       if (const int result = api.get_unique_id(&id); result != kNcclSuccess) {
         return absl::UnavailableError(
             absl::StrCat("NCCL gives no id: ", impl->state.reason(nullptr, result)));
@@ -373,11 +468,22 @@ absl::Status NcclWorld::connect(std::span<const std::string> addresses) {
     ids.push_back(std::move(address->bytes));
   }
   const Clock::time_point until = Clock::now() + impl_->state.options.connect_limit;
-  for (size_t g = 0; g < kGroupIds.size(); ++g) {
+  const auto id_of = [&](size_t g) {
     const int32_t leader = group_members(topology, kGroupIds[g], impl_->stamp.world_rank).front();
     NcclId id;
     std::memcpy(id.bytes, ids[index(leader)].data() + g * sizeof id, sizeof id);
-    if (absl::Status status = impl_->groups[g]->open(id, until); !status.ok()) return status;
+    return id;
+  };
+  for (size_t g = 0; g < kSums; ++g) {
+    if (absl::Status status = impl_->groups[g]->open(id_of(g), until); !status.ok()) return status;
+  }
+  const NcclId sums = id_of(kSums);
+  const bool offered = std::any_of(std::begin(sums.bytes), std::end(sums.bytes),
+                                   [](char byte) { return byte != 0; });
+  try {
+    if (offered) impl_->open_sums(sums, until);
+  } catch (const DeviceError& error) {
+    return absl::UnavailableError(error.what());
   }
   return absl::OkStatus();
 }

@@ -31,6 +31,9 @@ absl::StatusOr<NcclApi> load() {
                      find_symbol(*library, "ncclAllReduce", api.all_reduce) &&
                      find_symbol(*library, "ncclGetErrorString", api.get_error_string) &&
                      find_symbol(*library, "ncclGetLastError", api.get_last_error);
+  find_symbol(*library, "ncclMemAlloc", api.mem_alloc);
+  find_symbol(*library, "ncclMemFree", api.mem_free);
+  find_symbol(*library, "ncclCommWindowRegister", api.comm_window_register);
   int version = 0;
   if (!whole || api.get_version(&version) != kNcclSuccess || version < kOldest) {
     return absl::FailedPreconditionError(

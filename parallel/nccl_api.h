@@ -18,10 +18,12 @@ struct NcclId {
   char bytes[128];
 };
 using NcclComm = struct NcclCommOpaque*;
+using NcclWindow = struct NcclWindowOpaque*;
 
 inline constexpr int kNcclSuccess = 0, kNcclInProgress = 7;
 inline constexpr int kNcclUint8 = 1, kNcclFloat32 = 7;  // ncclDataType_t
 inline constexpr int kNcclSum = 0;                      // ncclRedOp_t
+inline constexpr int kNcclSymmetricWindow = 1;          // NCCL_WIN_COLL_SYMMETRIC
 
 // ncclConfig_t as of 2.18: newer libraries take it by its size and version.
 struct NcclConfig {
@@ -50,7 +52,17 @@ struct NcclApi {
                     cudaStream_t on);
   const char* (*get_error_string)(int result);
   const char* (*get_last_error)(NcclComm comm);
+  // Symmetric memory, null in libraries before 2.27. Registering is collective; it fills *window
+  // when it is no longer in progress, with null where the ranks cannot reach each other's memory.
+  int (*mem_alloc)(void** data, size_t bytes);
+  int (*mem_free)(void* data);
+  int (*comm_window_register)(NcclComm comm, void* data, size_t bytes, NcclWindow* window,
+                              int flags);
 };
+
+// The first library whose kernels on symmetric memory are known to end when they are aborted (those
+// of 2.28 wait for a lost peer for ever).
+inline constexpr int kNcclSymmetricOldest = 23000;
 
 // The library of this machine, loaded once and kept: ANNULUS_NCCL (a path), then libnccl.so.2 as
 // the linker finds it, then where NVIDIA's Python packages put it. FailedPrecondition where there

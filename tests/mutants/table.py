@@ -34,6 +34,7 @@ GPU_SAMPLER = (("kernels_cuda_emulated_test", "CudaSampling.*"),)
 GPU_STEPS = (("kernels_cuda_host_test", "CudaQueueTest.*"),)
 GRAPHS = (("kernels_cuda_host_test", "CudaGraphsTest.*"),)
 OVERLAP = (("parallel_cuda_emulated_test", "CudaEngineOverlap.AStepIsBegunWhileTheOneBeforeIsUnderWay"),)
+SYMMETRIC = (("parallel_cuda_emulated_test", "CudaEngineSymmetric.*"),)
 SCHEDULER = (("scheduler_test", "Scheduler.*:Sessions.*:*SimulationTest*"),)
 
 KERNEL = "kernels/cpu/attention_rows.h"
@@ -42,6 +43,7 @@ CUT = "kernels/cpu/attention.cc"
 ROTATE = "parallel/ring.h"
 VARIANTS = "parallel/ring_attention_inl.h"
 HOPPER = "kernels/cuda/attention_wgmma.cu"
+NCCL = "parallel/comm_nccl.cc"
 
 MUTANTS = (
     # -- a key is lost
@@ -275,6 +277,23 @@ MUTANTS = (
     Mutant("graphs", "payloads that grow come again", "parallel/decode_key.cc",
            "add(group.kv_rows);", "add({});",
            (("parallel_ring_test", "DecodeKey.*"),)),
+    # -- small sums in symmetric memory
+    Mutant("symmetric memory", "a rank decides for itself", NCCL,
+           "return sum == static_cast<float>(size());", "return mine;",
+           (("nccl_test", "NcclSymmetric.OneRankWithoutMemoryMeansNone"),), quick=True),
+    Mutant("symmetric memory", "by kernels that an abort does not end", NCCL,
+           "version >= kNcclSymmetricOldest;", "version > 0;", (("nccl_test", "NcclSymmetric.NothingOfItBelow*"),)),
+    Mutant("symmetric memory", "given back while the GPU may write there", NCCL,
+           "    cudaDeviceSynchronize();\n", "", (("nccl_test", "NcclSymmetric.AnAbortEndsASumThatWaits"),)),
+    Mutant("symmetric memory", "each rank sums at another place", NCCL,
+           "return bytes <= static_cast<int64_t>(symmetric_.size()) ? symmetric_.data() : nullptr;",
+           "return bytes > static_cast<int64_t>(symmetric_.size()) ? nullptr\n"
+           "           : symmetric_.data() + (bytes <= 256 ? 4 * rank_ : 0);", SYMMETRIC),
+    Mutant("symmetric memory", "a sum larger than it", NCCL,
+           "return bytes <= static_cast<int64_t>(symmetric_.size()) ? symmetric_.data() : nullptr;",
+           "return bytes <= 4 * static_cast<int64_t>(symmetric_.size()) ? symmetric_.data() : nullptr;", SYMMETRIC),
+    Mutant("symmetric memory", "is given and not used", NCCL,
+           "return sums_->all_reduce(queue, data, op);", "check(op);", SYMMETRIC),
     # -- attention on Hopper, on the emulated GPU
     Mutant("wgmma", "rows written by threads are not fenced for wgmma", HOPPER,
            "device::wait_copies<0>();\n      device::fence_proxy_async();\n    }",

@@ -48,6 +48,7 @@ struct Manner {
   bool sent = false;  // weights
   int32_t most = 1;   // steps under way
   bool tells = false;
+  NcclOptions options = {};
   std::function<void(size_t step)> ended = {};
   std::function<void()> begun = {};
   std::function<void(CudaQueue&queue)> at_first = {}, at_last = {};
@@ -62,7 +63,9 @@ inline Answers answers_of(const EngineProblem& problem, Topology topology, Varia
   Answers answers(problem.of_cpu.size());
   annulus::testing::run_ranks(ranks, [&](int32_t me) {
     std::unique_ptr<Rank> rank;  // outlives the world, as a worker's does
-    auto world = NcclWorld::create(annulus::testing::scripted_nccl(), topology, me, 1).value();
+    auto world =
+        NcclWorld::create(annulus::testing::scripted_nccl(), topology, me, 1, manner.options)
+            .value();
     addresses[static_cast<size_t>(me)] = world->address();
     all.arrive_and_wait();
     ASSERT_TRUE(world->connect(addresses).ok());

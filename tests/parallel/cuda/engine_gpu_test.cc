@@ -4,8 +4,8 @@
 #include "kernels/cuda/cublaslt_api.h"
 #include "kernels/cuda/matrix.h"
 #include "parallel/comm_nccl.h"
-#include "tests/parallel/decode_script.h"
 #include "tests/parallel/cuda/engine_problem.h"
+#include "tests/parallel/decode_script.h"
 
 namespace annulus::parallel {
 namespace {

@@ -228,6 +228,38 @@ TEST(CudaEngineOverlap, AnAbortEndsAllThatIsUnderWay) {
   EXPECT_NE(error.find("rank 1 is lost"), std::string::npos) << error;
 }
 
+// Sums of up to four rows in symmetric memory, larger ones as without it: each that there is goes
+// one of both ways.
+TEST(CudaEngineSymmetric, SumsOfDecodeGoThereAndThoseOfPromptsDoNot) {
+  using annulus::testing::nccl_script;
+  using annulus::testing::take_nccl_sums;
+  constexpr size_t kBound = 4 * 32 * sizeof(float);
+  Manner manner{.most = 2};
+  manner.options = {.connect_limit = std::chrono::seconds(120),
+                    .symmetric_bytes = kBound,
+                    .symmetric_limit = std::chrono::seconds(60)};
+  const EngineProblem problem(Precision::kF32, sampled_script);
+  for (const Topology topology : {Topology{2, 1}, Topology{2, 2}}) {
+    (void)take_nccl_sums();
+    problem.expect_equal(answers_of(problem, topology, Variant::kGatherQ, manner));
+    const auto without = take_nccl_sums();
+    nccl_script().version = kNcclSymmetricOldest;
+    problem.expect_equal(answers_of(problem, topology, Variant::kGatherQ, manner));
+    nccl_script().version = 22809;
+    auto with = take_nccl_sums();
+    EXPECT_EQ(nccl_script().live_memory, 0);
+    EXPECT_EQ(with.plain[sizeof(float)], topology.world());  // does everybody have it?
+    with.plain.erase(sizeof(float));
+    EXPECT_TRUE(without.symmetric.empty());
+    ASSERT_FALSE(with.symmetric.empty());
+    ASSERT_FALSE(with.plain.empty());
+    EXPECT_LE(with.symmetric.rbegin()->first, kBound);
+    EXPECT_GT(with.plain.begin()->first, kBound);
+    with.symmetric.merge(with.plain);
+    EXPECT_EQ(with.symmetric, without.plain);
+  }
+}
+
 // Prompts of several tiles of keys, so that attention goes by TMA and wgmma: a long one beside a
 // short one, more of it behind what is cached, decode.
 std::vector<StepPlan> long_prompts(int32_t cp, Variant variant) {

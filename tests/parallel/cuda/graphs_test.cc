@@ -10,8 +10,8 @@
 #include <thread>
 #include <vector>
 
-#include "tests/parallel/decode_script.h"
 #include "tests/parallel/cuda/emulated_ranks.h"
+#include "tests/parallel/decode_script.h"
 
 namespace annulus::parallel {
 namespace {

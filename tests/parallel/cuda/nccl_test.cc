@@ -27,14 +27,14 @@ using std::chrono::seconds;
 using RankFn = std::function<void(NcclWorld& world, Groups<CudaQueue> groups, CudaQueue& queue)>;
 
 // fn on every rank of a connected world; nobody leaves before all have ended.
-void on_ranks(Topology topology, const RankFn& fn) {
+void on_ranks(Topology topology, const RankFn& fn, const NcclOptions& options = {}) {
   const int32_t n = topology.world();
   std::vector<std::string> addresses(static_cast<size_t>(n));
   std::barrier all(n);
   annulus::testing::run_ranks(n, [&](int32_t me) {
     CudaQueue queue(0);
     const auto world =
-        NcclWorld::create(annulus::testing::scripted_nccl(), topology, me, 1).value();
+        NcclWorld::create(annulus::testing::scripted_nccl(), topology, me, 1, options).value();
     addresses[static_cast<size_t>(me)] = world->address();
     all.arrive_and_wait();
     const absl::Status connected = world->connect(addresses);
@@ -44,6 +44,7 @@ void on_ranks(Topology topology, const RankFn& fn) {
     all.arrive_and_wait();
   });
   EXPECT_EQ(nccl_script().live, 0);
+  EXPECT_EQ(nccl_script().live_memory, 0);
 }
 
 class Nccl : public ::testing::Test {
@@ -51,6 +52,9 @@ class Nccl : public ::testing::Test {
   void TearDown() override {
     nccl_script().async_error = false;
     nccl_script().abort_hangs = false;
+    nccl_script().version = 22809;
+    nccl_script().without_window = nccl_script().fails_window = 0;
+    nccl_script().no_memory = false;
   }
 };
 
@@ -258,6 +262,166 @@ TEST_F(Nccl, APeerThatDoesNotComeIsUnavailable) {
   const auto later = NcclWorld::create(api, topology, 1, 2, options).value();
   EXPECT_EQ(world->connect(std::vector{world->address(), later->address()}).code(),
             absl::StatusCode::kFailedPrecondition);
+}
+
+// Limits for a machine that stands still for seconds.
+const NcclOptions kPatient = {.connect_limit = seconds(120), .symmetric_limit = seconds(60)};
+
+class NcclSymmetric : public Nccl {
+ protected:
+  void SetUp() override {
+    nccl_script().version = kNcclSymmetricOldest;
+    (void)annulus::testing::take_nccl_sums();
+  }
+};
+
+// Values of this rank, summed over the TP group in `data`: small integers, so that sums are exact.
+void expect_sum(Groups<CudaQueue> groups, CudaQueue& queue, std::span<float> data, int32_t round) {
+  const auto value = [&](int32_t rank, size_t i) {
+    return static_cast<float>(1000 * rank + round + static_cast<int32_t>(i));
+  };
+  std::vector<float> values(data.size()), sum(data.size());
+  const int32_t ranks = groups.tp->size();
+  for (size_t i = 0; i < values.size(); ++i) values[i] = value(groups.tp->rank(), i);
+  queue.write(reinterpret_cast<std::byte*>(data.data()), values.data(),
+              static_cast<int64_t>(data.size_bytes()));
+  groups.tp->all_reduce(queue, data, {.step = round, .what = "tp sum"});
+  queue.download(std::span(sum), static_cast<const float*>(data.data()));
+  queue.finish(Clock::now() + seconds(60));
+  for (size_t i = 0; i < sum.size(); ++i) {
+    float want = 0;
+    for (int32_t r = 0; r < ranks; ++r) want += value(r, i);
+    ASSERT_EQ(sum[i], want) << i << " in round " << round;
+  }
+}
+
+std::span<float> symmetric(Communicator<CudaQueue>& group, size_t count) {
+  auto* const memory = group.symmetric_memory(static_cast<int64_t>(count * sizeof(float)));
+  return {reinterpret_cast<float*>(memory), memory == nullptr ? 0 : count};
+}
+
+TEST_F(NcclSymmetric, SmallSumsOfTheTpGroupGoThere) {
+  NcclOptions options = kPatient;
+  options.symmetric_bytes = 400;
+  const auto sums = [](NcclWorld&, Groups<CudaQueue> groups, CudaQueue& queue) {
+    for (auto* group : {groups.cp, groups.world}) EXPECT_EQ(group->symmetric_memory(4), nullptr);
+    EXPECT_EQ(groups.tp->symmetric_memory(401), nullptr);
+    for (const size_t count : {size_t{100}, size_t{1}, size_t{37}}) {
+      const std::span<float> data = symmetric(*groups.tp, count);
+      ASSERT_NE(data.data(), nullptr);
+      EXPECT_EQ(data.data(), symmetric(*groups.tp, 100).data());
+      for (int32_t round = 0; round < 5; ++round) {
+        expect_sum(groups, queue, data, round);
+        // The others in between, on another communicator.
+        expect_sum(groups, queue, {queue.scratch<float>(300), 300}, round);
+      }
+    }
+    EXPECT_EQ(groups.tp->bytes_sent(), 5 * (400 + 4 + 148) + 15 * 1200 + 4);
+  };
+  on_ranks({2, 2}, sums, options);
+  const auto counted = annulus::testing::take_nccl_sums();
+  using Counts = std::map<size_t, int64_t>;
+  EXPECT_EQ(counted.symmetric, (Counts{{400, 20}, {4, 20}, {148, 20}}));
+  EXPECT_EQ(counted.plain, (Counts{{4, 4}, {1200, 60}}));  // the first: that all have memory
+}
+
+TEST_F(NcclSymmetric, NothingOfItBelow230OrWhereItIsOff) {
+  const auto plain = [](NcclWorld&, Groups<CudaQueue> groups, CudaQueue& queue) {
+    EXPECT_EQ(groups.tp->symmetric_memory(4), nullptr);
+    expect_sum(groups, queue, {queue.scratch<float>(9), 9}, 1);
+  };
+  NcclOptions off;
+  off.symmetric_bytes = 0;
+  on_ranks({2, 1}, plain, off);
+  nccl_script().version = kNcclSymmetricOldest - 1;
+  on_ranks({2, 1}, plain);
+  const auto counted = annulus::testing::take_nccl_sums();
+  EXPECT_TRUE(counted.symmetric.empty());
+  EXPECT_EQ(counted.plain, (std::map<size_t, int64_t>{{36, 4}}));  // nobody asked who has memory
+}
+
+// Ranks that wait for one that failed, or never came, give up; all go on without.
+TEST_F(NcclSymmetric, OneRankWithoutMemoryMeansNone) {
+  NcclOptions options = kPatient;
+  const auto plain = [](NcclWorld&, Groups<CudaQueue> groups, CudaQueue& queue) {
+    EXPECT_EQ(groups.tp->symmetric_memory(4), nullptr);
+    expect_sum(groups, queue, {queue.scratch<float>(9), 9}, 1);
+  };
+  const auto expect_none = [&](const char* said) {
+    ::testing::internal::CaptureStderr();
+    on_ranks({3, 1}, plain, options);
+    const std::string told = ::testing::internal::GetCapturedStderr();
+    EXPECT_NE(told.find(said), std::string::npos) << told;
+    EXPECT_TRUE(annulus::testing::take_nccl_sums().symmetric.empty());
+  };
+  nccl_script().without_window = 0b111;
+  expect_none("");
+  nccl_script().without_window = 0;
+  nccl_script().fails_window = 0b100;
+  expect_none("without symmetric memory: internal error");
+  nccl_script().fails_window = 0;
+  options.symmetric_limit = seconds(1);
+  nccl_script().without_window = 0b010;
+  expect_none("without symmetric memory: NCCL has not answered by the deadline");
+  nccl_script().without_window = 0;
+  nccl_script().no_memory = true;
+  expect_none("without symmetric memory: unhandled cuda error");
+}
+
+// Rank 0 registers, rank 1 is asked whether all have done so.
+TEST_F(NcclSymmetric, AnAbortEndsARegistrationThatWaits) {
+  nccl_script().without_window = 0b10;
+  std::vector<std::string> addresses(2);
+  std::barrier all(2);
+  const Clock::time_point began = Clock::now();
+  annulus::testing::run_ranks(2, [&](int32_t me) {
+    CudaQueue queue(0);
+    const auto world =
+        NcclWorld::create(annulus::testing::scripted_nccl(), {2, 1}, me, 1, kPatient).value();
+    addresses[static_cast<size_t>(me)] = world->address();
+    all.arrive_and_wait();
+    std::jthread control([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      world->abort("rank 2 is lost");
+    });
+    const absl::Status status = world->connect(addresses);
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+    EXPECT_NE(status.message().find("rank 2 is lost"), absl::string_view::npos) << status;
+  });
+  EXPECT_LT(Clock::now() - began, kPatient.symmetric_limit / 2);
+  EXPECT_EQ(nccl_script().live, 0);
+  EXPECT_EQ(nccl_script().live_memory, 0);
+}
+
+// The scripted NCCL frees at once: what the GPU still does there must have ended.
+TEST_F(NcclSymmetric, AnAbortEndsASumThatWaits) {
+  on_ranks(
+      {2, 1},
+      [](NcclWorld& world, Groups<CudaQueue> groups, CudaQueue& queue) {
+        if (groups.tp->rank() == 1) return;
+        std::jthread control([&] {
+          std::this_thread::sleep_for(std::chrono::milliseconds(50));
+          world.abort("rank 1 is lost");
+        });
+        const std::span<float> data = symmetric(*groups.tp, 100);
+        ASSERT_FALSE(data.empty());
+        const std::string error = error_of([&] { expect_sum(groups, queue, data, 1); });
+        EXPECT_NE(error.find("rank 1 is lost"), std::string::npos) << error;
+        queue.fill(reinterpret_cast<std::byte*>(data.data()), std::byte{1}, 400);
+      },
+      kPatient);
+}
+
+TEST_F(NcclSymmetric, AHundredEpochsLeaveNothingBehind) {
+  for (int epoch = 0; epoch < 100; ++epoch) {
+    on_ranks(
+        {2, 1},
+        [](NcclWorld&, Groups<CudaQueue> groups, CudaQueue& queue) {
+          expect_sum(groups, queue, symmetric(*groups.tp, 100), 1);
+        },
+        kPatient);
+  }
+  EXPECT_EQ(annulus::testing::take_nccl_sums().symmetric.at(400), 200);
 }
 
 TEST_F(Nccl, AnAbortThatHangsEndsTheProcess) {

@@ -3,11 +3,13 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -24,8 +26,9 @@ using parallel::NcclApi;
 using parallel::NcclComm;
 using parallel::NcclConfig;
 using parallel::NcclId;
+using parallel::NcclWindow;
 
-constexpr int kInternalError = 3, kRemoteError = 6;
+constexpr int kCudaError = 1, kInternalError = 3, kRemoteError = 6;
 
 struct Message {
   std::vector<std::byte> bytes;
@@ -34,8 +37,11 @@ struct Message {
 };
 struct Sum {
   std::vector<std::vector<float>> parts;  // by rank
+  std::vector<float*> shared;             // by rank: in symmetric memory, instead of parts
+  std::vector<ptrdiff_t> places;          // there, or -1
   int arrived = 0;
   bool captured = false;
+  bool done = false;  // in symmetric memory: all ranks have it
 };
 constexpr char kUneven[] = "a transfer is captured on one rank and not on another";
 // One communicator over all its ranks.
@@ -43,7 +49,8 @@ struct World {
   explicit World(int ranks) : size(ranks) {}
   const int size;
   std::mutex mutex;  // guards the rest
-  int joined = 0;
+  int joined = 0, registered = 0;
+  bool broken = false;                                                       // a rank has aborted
   std::map<std::pair<int, int>, std::deque<std::shared_ptr<Message>>> mail;  // (from, to)
   std::map<int64_t, Sum> sums;
 };
@@ -60,7 +67,15 @@ struct Member {
   int64_t reductions = 0;
   // Beside the member, those who hold it are the graphs in which it has work.
   std::shared_ptr<int> held = std::make_shared<int>();
+  std::byte* shared = nullptr;  // registered memory
+  size_t shared_bytes = 0;
+  NcclWindow* registering = nullptr;  // what to fill
+  int error = kNcclSuccess;           // for good
 };
+std::mutex shared_mutex;                 // guards the rest
+std::map<std::byte*, size_t> allocated;  // symmetric memory
+std::set<std::byte*> windows;            // what of it is registered
+NcclSums counted;
 
 }  // namespace
 }  // namespace annulus::testing
@@ -126,20 +141,85 @@ int comm_get_async_error(NcclComm comm, int* error) {
     *error = kRemoteError;
     return kNcclSuccess;
   }
-  const std::lock_guard lock(member.world->mutex);
-  const bool waits = member.world->joined < member.world->size || member.polls > 0;
+  World& world = *member.world;
+  const std::lock_guard lock(world.mutex);
+  bool waits = world.joined < world.size || member.polls > 0;
   if (member.polls > 0) --member.polls;
-  *error = waits ? kNcclInProgress : kNcclSuccess;
+  if (!waits && member.registering != nullptr) {
+    waits = world.registered < world.size;
+    if (!waits) {
+      const bool fails = (nccl_script().fails_window >> member.rank & 1) != 0;
+      if (fails) member.error = kInternalError;
+      *std::exchange(member.registering, nullptr) =
+          fails ? nullptr : reinterpret_cast<NcclWindow>(&member);
+    }
+  }
+  *error = waits ? kNcclInProgress : member.error;
   return kNcclSuccess;
+}
+
+int mem_alloc(void** data, size_t bytes) {
+  if (nccl_script().no_memory.exchange(false)) return kCudaError;
+  auto* const memory =
+      static_cast<std::byte*>(std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096));
+  std::memset(memory, 0xff, bytes);
+  const std::lock_guard lock(shared_mutex);
+  allocated[memory] = bytes;
+  ++nccl_script().live_memory;
+  *data = memory;
+  return kNcclSuccess;
+}
+
+// Waits for nothing: that the GPU is done with the memory is the caller's affair.
+int mem_free(void* data) {
+  const int64_t before = cuda_emulation::host_waits();
+  cudaDeviceSynchronize();
+  ANNULUS_CHECK(cuda_emulation::host_waits() == before, "memory goes while the GPU may use it");
+  auto* const memory = static_cast<std::byte*>(data);
+  const std::lock_guard lock(shared_mutex);
+  ANNULUS_CHECK(allocated.erase(memory) == 1, "memory that is none");
+  ANNULUS_CHECK(!windows.contains(memory), "memory goes before its communicator");
+  std::free(memory);
+  --nccl_script().live_memory;
+  return kNcclSuccess;
+}
+
+int comm_window_register(NcclComm comm, void* data, size_t bytes, NcclWindow* window, int flags) {
+  ANNULUS_CHECK(nccl_script().version >= parallel::kNcclSymmetricOldest,
+                "kernels of this version do not end when they are aborted");
+  ANNULUS_CHECK(flags == parallel::kNcclSymmetricWindow && !grouped, "flags ", flags);
+  Member& member = *comm->member;
+  *window = nullptr;
+  if ((nccl_script().without_window >> member.rank & 1) != 0) return kNcclSuccess;
+  auto* const memory = static_cast<std::byte*>(data);
+  {
+    const std::lock_guard lock(shared_mutex);
+    ANNULUS_CHECK(allocated.at(memory) >= bytes && windows.insert(memory).second,
+                  "registered twice");
+  }
+  const std::lock_guard lock(member.world->mutex);
+  ++member.world->registered;
+  member.shared = memory;
+  member.shared_bytes = bytes;
+  member.registering = window;
+  return in_progress(comm);
 }
 
 // Frees memory, which waits for the kernels of every communicator: they are aborted as a group.
 int comm_abort(NcclComm comm) {
   ANNULUS_CHECK(grouped, "aborted alone");
-  comm->member->aborted = true;
+  {
+    const std::lock_guard lock(comm->member->world->mutex);
+    comm->member->aborted = true;
+    comm->member->world->broken = true;
+  }
   ANNULUS_CHECK(comm->member->held.use_count() == 1,
                 "an abort waits for graphs that hold the communicator");
   while (nccl_script().abort_hangs) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  {
+    const std::lock_guard lock(shared_mutex);
+    windows.erase(comm->member->shared);
+  }
   delete comm;
   --nccl_script().live;
   return kNcclSuccess;
@@ -237,34 +317,65 @@ int recv(void* data, size_t count, int type, int peer, NcclComm comm, cudaStream
   return post({comm->member, false, nullptr, data, count, peer, stream});
 }
 
+// Each part of the values begins at another rank, as a ring's does.
+std::vector<float> sum_of(const std::vector<const float*>& parts, size_t count) {
+  std::vector<float> out(count, 0.0f);
+  const size_t ranks = parts.size();
+  for (size_t r = 0; r < ranks; ++r) {
+    for (size_t i = 0; i < count; ++i) out[i] += parts[(i + r) % ranks][i];
+  }
+  return out;
+}
+
 int all_reduce(const void* from, void* to, size_t count, int type, int op, NcclComm comm,
                cudaStream_t stream) {
   ANNULUS_CHECK(type == parallel::kNcclFloat32 && op == parallel::kNcclSum && !grouped, type);
   const std::shared_ptr<Member> member = comm->member;
-  const auto make = [member, from, to, count, held = member->held](bool captured) {
+  const size_t bytes = count * sizeof(float);
+  const ptrdiff_t into = static_cast<std::byte*>(to) - member->shared;
+  const bool shared =
+      member->shared != nullptr && into >= 0 && into < static_cast<ptrdiff_t>(member->shared_bytes);
+  ANNULUS_CHECK(
+      !shared || (from == to && static_cast<size_t>(into) + bytes <= member->shared_bytes),
+      "a sum leaves symmetric memory");
+  const auto make = [member, from, to, count, bytes, shared, into,
+                     held = member->held](bool captured) {
+    {
+      const std::lock_guard lock(shared_mutex);
+      ++(shared ? counted.symmetric : counted.plain)[bytes];
+    }
     const int64_t number = member->reductions++;
-    return [member, number, from, to, count, captured, posted = false]() mutable {
+    return [member, number, from, to, count, shared, into, captured, posted = false]() mutable {
       if (member->aborted) return true;
       World& world = *member->world;
       const std::lock_guard lock(world.mutex);
       Sum& sum = world.sums[number];
+      const auto ranks = static_cast<size_t>(world.size), me = static_cast<size_t>(member->rank);
+      const auto* values = static_cast<const float*>(from);
       if (!posted) {
         posted = true;
         ANNULUS_CHECK(sum.arrived == 0 || sum.captured == captured, kUneven);
         sum.captured = captured;
-        sum.parts.resize(static_cast<size_t>(world.size));
-        const auto* values = static_cast<const float*>(from);
-        sum.parts[static_cast<size_t>(member->rank)].assign(values, values + count);
+        sum.parts.resize(ranks);
+        sum.shared.resize(ranks);
+        sum.places.push_back(shared ? into : -1);
+        ANNULUS_CHECK(sum.places.front() == sum.places.back(), "ranks sum at two places");
+        if (shared) sum.shared[me] = static_cast<float*>(to);
+        if (!shared) sum.parts[me].assign(values, values + count);
         ++sum.arrived;
       }
-      if (sum.arrived < world.size) return false;
-      auto* out = static_cast<float*>(to);
-      std::fill_n(out, count, 0.0f);
-      // Each part of the values begins at another rank, as a ring's does.
-      const auto ranks = static_cast<size_t>(world.size);
+      if (sum.done) return true;
+      if (sum.arrived < world.size || (shared && world.broken)) return false;
+      std::vector<const float*> parts;
       for (size_t r = 0; r < ranks; ++r) {
-        ANNULUS_CHECK(sum.parts[r].size() == count, sum.parts[r].size(), " and ", count);
-        for (size_t i = 0; i < count; ++i) out[i] += sum.parts[(i + r) % ranks][i];
+        ANNULUS_CHECK(shared || sum.parts[r].size() == count, sum.parts[r].size(), " and ", count);
+        parts.push_back(shared ? sum.shared[r] : sum.parts[r].data());
+      }
+      const std::vector<float> out = sum_of(parts, count);
+      if (!shared) std::copy(out.begin(), out.end(), static_cast<float*>(to));
+      if (shared) {  // the last to come does everybody's
+        for (float* const theirs : sum.shared) std::copy(out.begin(), out.end(), theirs);
+        sum.done = true;
       }
       return true;
     };
@@ -275,6 +386,7 @@ int all_reduce(const void* from, void* to, size_t count, int type, int op, NcclC
 
 const char* get_error_string(int result) {
   if (result == kRemoteError) return "remote process exited or there was a network error";
+  if (result == kCudaError) return "unhandled cuda error";
   return result == kInternalError ? "internal error" : "no error";
 }
 const char* get_last_error(NcclComm) {
@@ -286,6 +398,11 @@ const char* get_last_error(NcclComm) {
 NcclScript& nccl_script() {
   static NcclScript script;
   return script;
+}
+
+NcclSums take_nccl_sums() {
+  const std::lock_guard lock(shared_mutex);
+  return std::exchange(counted, {});
 }
 
 const parallel::NcclApi& scripted_nccl() {
@@ -300,7 +417,10 @@ const parallel::NcclApi& scripted_nccl() {
                                         recv,
                                         all_reduce,
                                         get_error_string,
-                                        get_last_error};
+                                        get_last_error,
+                                        mem_alloc,
+                                        mem_free,
+                                        comm_window_register};
   return api;
 }
 
