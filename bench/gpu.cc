@@ -13,6 +13,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/cudnn_attention.h"
 #include "kernels/cuda/matrix.h"
 #include "kernels/cuda/sdpa.h"
 #include "kernels/ops.h"
@@ -189,8 +190,10 @@ class Bench {
                                           : "attention, ",
                                     model, " (", heads, "/", kv_heads, " heads of ", head_dim,
                                     "), ", n_new, " tokens behind ", n_cached);
-    const double theirs =
-        kernel ? 0 : cudnn_ms({heads, kv_heads, head_dim, n_new, keys, n_new > 1}, q, kv, scale);
+    const double theirs = kernel ? 0
+                                 : cudnn_ms({heads, kv_heads, head_dim, n_new, keys,
+                                             n_new > 1 ? SdpaMask::kCausal : SdpaMask::kNone},
+                                            q, kv, scale);
     // What bounds it: reading keys and values, or multiplying.
     const bool reads = n_new < 16;
     const double pairs = static_cast<double>(n_new) * static_cast<double>(n_cached) +
@@ -205,6 +208,14 @@ class Bench {
       return;
     }
     rows.push_back({what, ms, work / ms, unit, theirs / ms, "cuDNN"});
+    if (!reads) {  // as --gpu-attention cudnn has it: from pages, by positions, into acc
+      CudnnAttention backend(*options_.cudnn);
+      const double blocks = time([&] {
+        backend.attend(queue_, queries, {&segment, 1}, format, scale, acc);
+      });
+      rows.push_back({"  the same by cuDNN's blocks, as --gpu-attention cudnn has it", blocks,
+                      work / blocks, unit, theirs / blocks, "cuDNN"});
+    }
     rows.push_back(
         {"  the same by cuDNN", theirs, work / theirs, unit, work / theirs / limit, limit_name});
   }

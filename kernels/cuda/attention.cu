@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/cudnn_attention.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/launch.h"
@@ -193,7 +194,11 @@ void attend<CudaQueue>(CudaQueue& queue, ConstTensor q, std::span<const Segment>
     switch (kernel) {
       case AttentionKernel::kPlain: return attend_plain(queue, q, its, format, scale, acc);
       case AttentionKernel::kMma: return attend_mma(queue, q, its, format, scale, acc);
-      case AttentionKernel::kWgmma: return attend_wgmma(queue, q, its, format, scale, acc);
+      case AttentionKernel::kWgmma:
+        if (queue.cudnn() != nullptr) {
+          return queue.cudnn()->attend(queue, q, its, format, scale, acc);
+        }
+        return attend_wgmma(queue, q, its, format, scale, acc);
     }
   };
   each_way(segments, kernel_of, enqueue);

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/cudnn_attention.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/launch.h"
 
@@ -109,6 +110,7 @@ CudaQueue::CudaQueue(int device) {
 CudaQueue::~CudaQueue() {
   graphs_->end();
   cudaStreamSynchronize(stream_);  // memory that kernels use goes next
+  cudnn_.reset();                  // its handles know the stream
   cudaStreamDestroy(stream_);
 }
 
@@ -118,6 +120,10 @@ CudaQueue::Event::Event() {
 
 void CudaQueue::use(const CublasLtApi& api) {
   gemm_ = std::make_unique<Gemm>(api);
+}
+
+void CudaQueue::use(const CudnnApi& api) {
+  cudnn_ = std::make_unique<CudnnAttention>(api);
 }
 
 void CudaQueue::write(std::byte* to, const void* from, int64_t bytes) {

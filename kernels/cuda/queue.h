@@ -52,6 +52,8 @@ struct CudaInput;
 struct ConstCudaInput;
 class Gemm;
 struct CublasLtApi;
+class CudnnAttention;
+struct CudnnApi;
 
 class CudaQueue {
  public:
@@ -72,6 +74,9 @@ class CudaQueue {
   // From here on matmul asks cuBLASLt first; api outlives the queue.
   void use(const CublasLtApi& api);
   Gemm* gemm() const { return gemm_.get(); }  // null: matmul's own kernel
+  // From here on attend() gives cuDNN the segments that it takes; api outlives the queue.
+  void use(const CudnnApi& api);
+  CudnnAttention* cudnn() const { return cudnn_.get(); }  // null: attend()'s own kernels
   PhaseClock& phases() { return phases_; }
 
   template <class T>
@@ -256,6 +261,7 @@ class CudaQueue {
   std::unique_ptr<Event> last_ended_;  // of the step that was finished last; null: none measured
   double gaps_us_ = 0;
   std::unique_ptr<Gemm> gemm_;
+  std::unique_ptr<CudnnAttention> cudnn_;
   std::function<void()> poll_;
   PhaseClock phases_;
   bool uses_graphs_ = true, repeating_ = false;

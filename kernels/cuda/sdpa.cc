@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cuda/sdpa.h"
 
-#include <iterator>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -10,6 +9,15 @@
 #include "kernels/cuda/sdpa_graph.h"
 
 namespace annulus::kernels {
+
+namespace {
+
+// What takes the place of a hidden score. Finite, so that a row whose first keys are hidden begins
+// with a maximum and no NaN; as a score it is nothing: exp(kHidden - x) is 0 for every other x, and
+// what was summed up before x is multiplied by that. Times log2(e) it is finite still.
+constexpr float kHidden = -0x1p125f;
+
+}  // namespace
 
 struct Sdpa::Plan {
   std::unique_ptr<CudnnContext, int (*)(CudnnHandle)> handle;
@@ -25,7 +33,12 @@ Sdpa::Sdpa(const CudnnApi& api, const SdpaShape& shape) : api_(api), shape_(shap
   std::unique_ptr<CudnnContext, int (*)(CudnnHandle)> handle(made, api_.destroy);
   SdpaGraph graph(api_, shape_, made);
   std::vector<CudnnOwned> engines = graph.engines(nullptr);
-  if (engines.empty()) throw DeviceError("cuDNN has no engine for this attention");
+  if (engines.empty()) {
+    throw DeviceError(concat("cuDNN ", api_.version(), " has no engine for attention of ",
+                             shape.heads, " over ", shape.kv_heads, " heads of ", shape.head_dim,
+                             ", ", shape.queries, " queries, ", shape.keys,
+                             " keys, on this GPU; --gpu-attention own needs none"));
+  }
   CudnnOwned plan(api_, kCudnnPlan);
   plan.set(kCudnnPlanHandle, kCudnnOfHandle, 1, &made);
   plan.set_descriptor(kCudnnPlanConfig, engines.front().raw());
@@ -39,24 +52,29 @@ Sdpa::Sdpa(const CudnnApi& api, const SdpaShape& shape) : api_(api), shape_(shap
 
 Sdpa::~Sdpa() = default;
 
-void Sdpa::attend(CudaQueue& queue, const void* q, const void* kv, float scale, void* o,
-                  float* lse) {
+void Sdpa::attend(CudaQueue& queue, const void* q, const void* kv, float scale, void* o, float* lse,
+                  const int32_t* first_rows) {
   const CudaQueue::Mark mark(queue);
   void* const workspace = queue.scratch<std::byte>(plan_->workspace_bytes);
   const auto* const values =
       static_cast<const bf16*>(kv) + int64_t{shape_.kv_heads} * shape_.head_dim;
-  const float hidden = -std::numeric_limits<float>::infinity();
+  const float hidden =
+      shape_.mask == SdpaMask::kCausal ? -std::numeric_limits<float>::infinity() : kHidden;
   const auto offset = static_cast<int32_t>(shape_.keys - shape_.queries);
-  const int64_t ids[] = {SdpaGraph::kQ,      SdpaGraph::kK,     SdpaGraph::kV,
-                         SdpaGraph::kO,      SdpaGraph::kLse,   SdpaGraph::kScale,
-                         SdpaGraph::kHidden, SdpaGraph::kOffset};
-  const void* const pointers[] = {q, kv, values, o, lse, &scale, &hidden, &offset};
-  static_assert(std::size(ids) == std::size(pointers));
-  // Without a mask nothing is hidden, without older keys there is no offset.
-  const int64_t count = !shape_.causal ? 6 : offset > 0 ? 8 : 7;
+  std::vector<int64_t> ids = {SdpaGraph::kQ, SdpaGraph::kK,   SdpaGraph::kV,
+                              SdpaGraph::kO, SdpaGraph::kLse, SdpaGraph::kScale};
+  std::vector<const void*> pointers = {q, kv, values, o, lse, &scale};
+  const auto add = [&](SdpaGraph::Id id, const void* pointer) {
+    ids.push_back(id);
+    pointers.push_back(pointer);
+  };
+  if (shape_.mask != SdpaMask::kNone) add(SdpaGraph::kHidden, &hidden);
+  if (shape_.mask == SdpaMask::kCausal && offset > 0) add(SdpaGraph::kOffset, &offset);
+  if (shape_.mask == SdpaMask::kFirstRows) add(SdpaGraph::kFirstRows, first_rows);
+  const auto count = static_cast<int64_t>(ids.size());
   CudnnOwned pack(api_, kCudnnVariantPack);
-  pack.set(kCudnnPackIds, kCudnnOfInt64, count, ids);
-  pack.set(kCudnnPackPointers, kCudnnOfPointer, count, pointers);
+  pack.set(kCudnnPackIds, kCudnnOfInt64, count, ids.data());
+  pack.set(kCudnnPackPointers, kCudnnOfPointer, count, pointers.data());
   pack.set(kCudnnPackWorkspace, kCudnnOfPointer, 1, &workspace);
   pack.finalize("pointers");
   check_cudnn(api_, api_.set_stream(plan_->handle.get(), queue.stream()), "a stream");

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sdpa: attention of one sequence by cuDNN, the yardstick of the kernels behind attend(). Not a
-// backend of the engine: what cuDNN 9.19 knows of a causal mask is rows and columns of one
-// contiguous sequence, no page table and no positions on the device. Keys lie one after the other,
-// and query r sees them up to number keys - queries + r. A plan belongs to one shape and is
-// compiled when it is made. Used from the thread of its queue. Errors: DeviceError with cuDNN's own
-// words, also where it has no engine for a shape.
+// Sdpa: attention of one shape by cuDNN: behind CudnnAttention (cudnn_attention.h), and by itself
+// the yardstick of our own kernels. Keys lie one after the other; cuDNN 9.19 knows neither page
+// tables nor positions. A plan belongs to one shape and is compiled when it is made, in 0.25 to
+// 0.4 s. Used from the thread of its queue. Errors: DeviceError with cuDNN's own words, also where
+// it has no engine for a shape.
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <memory>
 #include <string_view>
@@ -17,11 +17,18 @@
 
 namespace annulus::kernels {
 
+enum class SdpaMask : uint8_t {
+  kNone,       // every query sees every key
+  kCausal,     // query r sees keys up to number keys - queries + r
+  kFirstRows,  // query r sees key k where r >= first_rows[k], numbers on the device
+};
+
 struct SdpaShape {
   int32_t heads = 0, kv_heads = 0, head_dim = 0;
   int64_t queries = 0, keys = 0;
-  bool causal = true;           // else every query sees every key
-  DType output = DType::kBF16;  // of o
+  SdpaMask mask = SdpaMask::kCausal;
+  DType output = DType::kBF16;                         // of o
+  auto operator<=>(const SdpaShape&) const = default;  // NOLINT(modernize-use-nullptr): <=> 0
 };
 
 class Sdpa {
@@ -34,8 +41,10 @@ class Sdpa {
 
   // o [queries, heads * head_dim] of the shape's type and lse [queries, heads], f32, = attention of
   // q, bf16, over rows of keys and values as the cache has them: [keys, 2 * kv_heads * head_dim],
-  // bf16. All on the device. Enqueues.
-  void attend(CudaQueue& queue, const void* q, const void* kv, float scale, void* o, float* lse);
+  // bf16. first_rows [keys]: of SdpaMask::kFirstRows; o and lse of a query that sees nothing are
+  // then anything. All on the device. Enqueues.
+  void attend(CudaQueue& queue, const void* q, const void* kv, float scale, void* o, float* lse,
+              const int32_t* first_rows = nullptr);
 
  private:
   const CudnnApi& api_;

@@ -30,7 +30,7 @@ void CudnnOwned::finalize(const char* what) {
 
 SdpaGraph::SdpaGraph(const CudnnApi& api, const SdpaShape& shape, CudnnHandle handle)
     : api_(api), shape_(shape) {
-  const auto& [heads, kv_heads, d, queries, keys, causal, output] = shape;
+  const auto& [heads, kv_heads, d, queries, keys, mask, output] = shape;
   const int64_t width = int64_t{heads} * d, kv_width = int64_t{2} * kv_heads * d;
   const Dims by_row = {queries * width, d, width, 1}, by_key = {keys * kv_width, d, kv_width, 1};
   const auto q = tensor(kQ, kCudnnBF16, {1, heads, queries, d}, by_row);
@@ -43,14 +43,18 @@ SdpaGraph::SdpaGraph(const CudnnApi& api, const SdpaShape& shape, CudnnHandle ha
 
   auto x = matmul(q, k, scores(kCudnnF32));
   x = pointwise(kCudnnMul, scores(kCudnnF32), x, scalar(kScale, kCudnnF32));
-  if (causal) {
+  if (mask != SdpaMask::kNone) {
     auto row = index(2, x);
-    const auto column = index(3, x);
-    if (keys > queries)
-      row = pointwise(kCudnnAdd, scores(kCudnnI32), row, scalar(kOffset, kCudnnI32), nullptr,
-                      kCudnnI32);
-    const auto seen =
-        pointwise(kCudnnNotLess, scores(kCudnnBool), row, column, nullptr, kCudnnBool);
+    CudnnDescriptor first = nullptr;  // the row from which on a key is seen
+    if (mask == SdpaMask::kFirstRows) {
+      first = tensor(kFirstRows, kCudnnI32, {1, 1, 1, keys}, {keys, keys, keys, 1});
+    } else {
+      first = index(3, x);
+      if (keys > queries)
+        row = pointwise(kCudnnAdd, scores(kCudnnI32), row, scalar(kOffset, kCudnnI32), nullptr,
+                        kCudnnI32);
+    }
+    const auto seen = pointwise(kCudnnNotLess, scores(kCudnnBool), row, first, nullptr, kCudnnBool);
     x = pointwise(kCudnnSelect, scores(kCudnnF32), x, scalar(kHidden, kCudnnF32), seen);
   }
   const auto most = reduce(kCudnnMost, x);

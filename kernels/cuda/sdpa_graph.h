@@ -42,7 +42,18 @@ class CudnnOwned {
 class SdpaGraph {
  public:
   // Tensors that have memory, and scalars; those between operations are numbered from kBetween on.
-  enum Id : int64_t { kQ = 1, kK, kV, kO, kLse, kScale, kHidden, kOffset, kBetween = 100 };
+  enum Id : int64_t {
+    kQ = 1,
+    kK,
+    kV,
+    kO,
+    kLse,
+    kScale,
+    kHidden,
+    kOffset,
+    kFirstRows,
+    kBetween = 100
+  };
 
   // handle: of the GPU that it is for; null: `device` of engines().
   SdpaGraph(const CudnnApi& api, const SdpaShape& shape, CudnnHandle handle);

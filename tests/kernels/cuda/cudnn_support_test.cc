@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "kernels/core/check.h"
+#include "kernels/cuda/cudnn_attention.h"
 #include "kernels/cuda/sdpa.h"
 
 namespace annulus::kernels {
@@ -44,17 +45,31 @@ TEST_F(CudnnSupport, AttentionThatTheEngineKnows) {
     for (const int32_t head_dim : {64, 128}) {
       for (const auto& heads : {std::pair{16, 1}, std::pair{32, 8}, std::pair{9, 3}}) {
         SCOPED_TRACE(std::to_string(heads.first) + " heads of " + std::to_string(head_dim));
-        const auto shape = [&](int64_t queries, int64_t keys, bool causal) {
-          return SdpaShape{heads.first, heads.second, head_dim, queries, keys, causal, output};
+        const auto shape = [&](int64_t queries, int64_t keys, SdpaMask mask) {
+          return SdpaShape{heads.first, heads.second, head_dim, queries, keys, mask, output};
         };
-        EXPECT_GT(engines(shape(8192, 8192, true)), 0);
-        EXPECT_GT(engines(shape(1001, 4099, true)), 0) << "behind a cached prefix";
-        EXPECT_GT(engines(shape(2048, 4096, false)), 0);
-        EXPECT_GT(engines(shape(1, 131072, false)), 0) << "decode";
+        EXPECT_GT(engines(shape(8192, 8192, SdpaMask::kCausal)), 0);
+        EXPECT_GT(engines(shape(1001, 4099, SdpaMask::kCausal)), 0) << "behind a cached prefix";
+        EXPECT_GT(engines(shape(2048, 4096, SdpaMask::kNone)), 0);
+        EXPECT_GT(engines(shape(1, 131072, SdpaMask::kNone)), 0) << "decode";
       }
     }
   }
   EXPECT_GT(engines({16, 1, 128, 65536, 1048576}), 0);
+}
+
+// Every block that CudnnAttention asks for.
+TEST_F(CudnnSupport, BlocksOfTheEngine) {
+  for (const int32_t head_dim : {64, 128})
+    for (const auto& heads : {std::pair{16, 1}, std::pair{32, 8}, std::pair{9, 3}, std::pair{8, 8}})
+      for (const int32_t queries : {kCudnnQueries.small, kCudnnQueries.large})
+        for (const int32_t keys : {kCudnnKeys.small, kCudnnKeys.large}) {
+          EXPECT_GT(engines({heads.first, heads.second, head_dim, queries, keys,
+                             SdpaMask::kFirstRows, DType::kF32}),
+                    0)
+              << heads.first << "/" << heads.second << " heads of " << head_dim << ", " << queries
+              << " by " << keys;
+        }
 }
 
 TEST_F(CudnnSupport, AttentionThatItDoesNot) {
@@ -70,6 +85,11 @@ TEST_F(CudnnSupport, AttentionThatItDoesNot) {
 
 TEST_F(CudnnSupport, AKernelIsCompiledForIt) {
   EXPECT_TRUE(sdpa_support(*api_, {16, 1, 128, 1000, 1003}, kH100, true).compiled);
+  EXPECT_TRUE(sdpa_support(*api_,
+                           {16, 1, 128, kCudnnQueries.large, kCudnnKeys.large, SdpaMask::kFirstRows,
+                            DType::kF32},
+                           kH100, true)
+                  .compiled);
 }
 
 }  // namespace

@@ -1,9 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// Our declarations of cuDNN against its header, where there is one: they compile or they do not.
+// The cuDNN of a real GPU; and our declarations against its header, where there is one: they
+// compile or they do not.
+#include "kernels/cuda/cudnn_api.h"
+#include "tests/kernels/cuda/cudnn_of_machine.h"
+
+namespace annulus::kernels {
+
+absl::StatusOr<const CudnnApi*> cudnn_of_machine() {
+  return load_cudnn();
+}
+
+}  // namespace annulus::kernels
+
 #if __has_include(<cudnn_graph.h>)
 #include <cudnn_graph.h>
-
-#include "kernels/cuda/cudnn_api.h"
 
 namespace annulus::kernels {
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// cuDNN's attention on a GPU against our plain kernel, which computes in fp32.
+// cuDNN's attention, of one sequence without positions, against our plain kernel, which computes in
+// fp32.
 #include "kernels/cuda/sdpa.h"
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/cuda/attention.h"
+#include "tests/kernels/cuda/cudnn_of_machine.h"
 #include "tests/kernels/cuda/device_array.h"
 #include "tests/kernels/weight_problem.h"
 
@@ -21,7 +23,7 @@ class CudnnAttention : public CudaTest {
   void SetUp() override {
     CudaTest::SetUp();
     if (IsSkipped()) return;
-    const auto api = load_cudnn();
+    const auto api = cudnn_of_machine();
     if (!api.ok()) GTEST_SKIP() << api.status();
     api_ = *api;
   }
@@ -35,7 +37,7 @@ class CudnnAttention : public CudaTest {
   void expect_as_ours(const SdpaShape& s) {
     SCOPED_TRACE(std::to_string(s.heads) + "/" + std::to_string(s.kv_heads) + " heads of " +
                  std::to_string(s.head_dim) + ", " + std::to_string(s.queries) + " queries of " +
-                 std::to_string(s.keys) + (s.causal ? ", causal" : ""));
+                 std::to_string(s.keys) + (s.mask == SdpaMask::kCausal ? ", causal" : ""));
     const int64_t width = int64_t{s.heads} * s.head_dim;
     const KvFormat format = {DType::kBF16, s.kv_heads, s.head_dim, 64};
     const std::vector<bf16> kv_rows = random(s.keys * format.row_elements(), 2);
@@ -45,7 +47,8 @@ class CudnnAttention : public CudaTest {
         asked(static_cast<size_t>(s.queries));
     std::iota(positions.begin(), positions.end(), 0);
     std::iota(asked.begin(), asked.end(), static_cast<int32_t>(s.keys - s.queries));
-    if (!s.causal) std::fill(asked.begin(), asked.end(), static_cast<int32_t>(s.keys));
+    if (s.mask == SdpaMask::kNone)
+      std::fill(asked.begin(), asked.end(), static_cast<int32_t>(s.keys));
     const DeviceArray<bf16> q(queue(), random(s.queries * width, 1)), kv(queue(), kv_rows);
     const DeviceArray<int32_t> at(queue(), positions), of(queue(), asked);
     const auto zeros = [](int64_t n) { return std::vector<float>(static_cast<size_t>(n)); };
@@ -85,10 +88,10 @@ class CudnnAttention : public CudaTest {
 TEST_F(CudnnAttention, IsOurs) {
   for (const DType output : {DType::kBF16, DType::kF32}) {
     for (const int32_t head_dim : {64, 128}) {
-      expect_as_ours({8, 2, head_dim, 300, 300, true, output});
-      expect_as_ours({8, 1, head_dim, 77, 1001, true, output});
-      expect_as_ours({6, 3, head_dim, 128, 513, false, output});
-      expect_as_ours({8, 2, head_dim, 1, 4099, false, output});
+      expect_as_ours({8, 2, head_dim, 300, 300, SdpaMask::kCausal, output});
+      expect_as_ours({8, 1, head_dim, 77, 1001, SdpaMask::kCausal, output});
+      expect_as_ours({6, 3, head_dim, 128, 513, SdpaMask::kNone, output});
+      expect_as_ours({8, 2, head_dim, 1, 4099, SdpaMask::kNone, output});
     }
   }
 }

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// cuDNN on an emulated GPU: the functions of CudnnApi as its manual defines them. A plan is a graph
+// that is interpreted, operation by operation, a row of scores at a time: in double precision, but
+// a tensor between operations is rounded to its type. So it is the graph that is tested, not a
+// second idea of it. What it does not know stops the test.
+#pragma once
+
+#include <atomic>
+
+#include "kernels/cuda/cudnn_api.h"
+
+namespace annulus::testing {
+
+struct CudnnScript {
+  std::atomic<bool> no_engine{false};
+  std::atomic<int> plans{0}, runs{0}, live{0};  // live: handles and descriptors not destroyed yet
+};
+CudnnScript& cudnn_script();
+
+const kernels::CudnnApi& scripted_cudnn();
+
+}  // namespace annulus::testing
