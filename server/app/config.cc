@@ -44,6 +44,20 @@ absl::StatusOr<std::optional<parallel::Variant>> parse_attention(const std::stri
       absl::StrCat("--attention is \"", text, "\": auto, pass-kv, pass-q or gather-q"));
 }
 
+absl::Status check_gpu_attention(const std::string& gpu_attention, const std::string& device,
+                                 kernels::Precision precision) {
+  if (gpu_attention != "cudnn") return absl::OkStatus();
+  if (device != "cuda") {
+    return absl::InvalidArgumentError(
+        "--gpu-attention cudnn is for GPUs: give --device cuda, or leave it out");
+  }
+  if (precision == kernels::Precision::kF32) {
+    return absl::InvalidArgumentError(
+        "--gpu-attention cudnn multiplies bf16, not what --precision fp32 holds: leave one out");
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<HostPort> parse_metrics(const std::string& text) {
   const size_t colon = text.rfind(':');
   HostPort out{colon == std::string::npos ? "127.0.0.1" : text.substr(0, colon)};
@@ -66,6 +80,8 @@ std::vector<std::string> worker_flags(const ServeConfig& config) {
       absl::StrCat(config.threads),
       "--device",
       config.device,
+      "--gpu-attention",
+      config.gpu_attention,
       "--cpu-isa",
       config.isa < kernels::detect_cpu_isa() ? kernels::name(config.isa) : "auto",
       "--max-message-mib",

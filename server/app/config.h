@@ -37,7 +37,8 @@ struct ServeConfig {
   WeightPolicy weights = WeightPolicy::kAuto;
   int threads = 0;  // a rank; 0: cores / ranks
   kernels::CpuIsa isa = kernels::CpuIsa::kPortable;
-  std::string device = "cpu";  // or "cuda"
+  std::string device = "cpu";         // or "cuda"
+  std::string gpu_attention = "own";  // or "cudnn"
   bool local_workers = true;
   std::string control_host = "127.0.0.1";
   int control_port = 0;
@@ -66,6 +67,9 @@ std::string default_model_path();
 absl::StatusOr<kernels::Precision> parse_precision(const std::string& text);
 const char* name(kernels::Precision precision);
 absl::StatusOr<std::optional<parallel::Variant>> parse_attention(const std::string& text);
+// InvalidArgument where --gpu-attention does not go with the device, or with the precision.
+absl::Status check_gpu_attention(const std::string& gpu_attention, const std::string& device,
+                                 kernels::Precision precision);
 // HOST:PORT, or PORT on the loopback. IPv4 or a name: CivetWeb is built without IPv6.
 absl::StatusOr<HostPort> parse_metrics(const std::string& text);
 

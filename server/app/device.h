@@ -86,8 +86,9 @@ class Device {
 std::unique_ptr<Device> make_cpu_device(int32_t threads, kernels::CpuIsa isa,
                                         const std::string& transports);
 // FailedPrecondition, saying what is missing: CUDA in this build, a GPU, a driver or cuBLAS. NCCL
-// is looked for when an epoch of more than one rank begins.
-absl::StatusOr<std::unique_ptr<Device>> make_cuda_device(int32_t gpu);
+// is looked for when an epoch of more than one rank begins. cudnn_attention: segments of many rows
+// of a bf16 cache with heads of 64 or 128 are cuDNN's, which must be here; name() says so.
+absl::StatusOr<std::unique_ptr<Device>> make_cuda_device(int32_t gpu, bool cudnn_attention);
 // GPUs that this process may use; 0 where there is none.
 int32_t cuda_device_count();
 

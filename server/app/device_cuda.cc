@@ -2,7 +2,9 @@
 #include "server/app/device.h"
 
 #if ANNULUS_WITH_CUDA
+#include "absl/strings/str_cat.h"
 #include "kernels/cuda/cublaslt_api.h"
+#include "kernels/cuda/cudnn_api.h"
 #include "kernels/cuda/matrix.h"
 #include "kernels/cuda/queue.h"
 #include "parallel/comm_nccl.h"
@@ -16,8 +18,12 @@ struct Gpu {
   using World = parallel::NcclWorld;
   kernels::CudaDevice device;
   const kernels::CublasLtApi* cublas = nullptr;
+  const kernels::CudnnApi* cudnn = nullptr;  // null: attention by our kernels
 
-  std::string name() const { return device.name; }
+  std::string name() const {
+    if (cudnn == nullptr) return device.name;
+    return absl::StrCat(device.name, ", attention by cuDNN ", cudnn->version());
+  }
   std::string fault() const { return kernels::cuda_fault(); }
   absl::Status ready_for(parallel::Topology topology) const {
     return topology.world() == 1 ? absl::OkStatus() : parallel::load_nccl().status();
@@ -25,6 +31,7 @@ struct Gpu {
   std::unique_ptr<Queue> queue() const {
     auto out = std::make_unique<Queue>(device.index);
     out->use(*cublas);
+    if (cudnn != nullptr) out->use(*cudnn);
     return out;
   }
   std::unique_ptr<Queue> loader() const { return std::make_unique<Queue>(device.index); }
@@ -52,12 +59,23 @@ struct Gpu {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Device>> make_cuda_device(int32_t gpu) {
+absl::StatusOr<std::unique_ptr<Device>> make_cuda_device(int32_t gpu, bool cudnn_attention) {
+  Gpu out;
+  if (cudnn_attention) {
+    const auto cudnn = kernels::load_cudnn();
+    if (!cudnn.ok()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("--gpu-attention cudnn: ", cudnn.status().message()));
+    }
+    out.cudnn = *cudnn;
+  }
   auto found = kernels::find_cuda_device(gpu);
   if (!found.ok()) return found.status();
   const auto cublas = kernels::load_cublaslt();
   if (!cublas.ok()) return cublas.status();
-  return std::make_unique<DeviceOn<Gpu>>(Gpu{*std::move(found), *cublas});
+  out.device = *std::move(found);
+  out.cublas = *cublas;
+  return std::make_unique<DeviceOn<Gpu>>(std::move(out));
 }
 
 int32_t cuda_device_count() {
@@ -71,7 +89,7 @@ int32_t cuda_device_count() {
 
 namespace annulus::server {
 
-absl::StatusOr<std::unique_ptr<Device>> make_cuda_device(int32_t) {
+absl::StatusOr<std::unique_ptr<Device>> make_cuda_device(int32_t, bool) {
   return absl::FailedPreconditionError(
       "this build has no GPU code: run deploy/install --cuda, then deploy/build "
       "-DANNULUS_CUDA=ON; --device cpu needs neither");

@@ -123,6 +123,11 @@ absl::Status FrontEnd::start() {
   model_ = *std::move(model);
   const parallel::LlamaConfig& llama = model_.checkpoint->config();
   if (auto status = parallel::check_tp(llama, config_.topology.tp); !status.ok()) return status;
+  if (config_.gpu_attention == "cudnn" && llama.head_dim != 64 && llama.head_dim != 128) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--gpu-attention cudnn is for heads of 64 or 128, this model's are of ",
+                     llama.head_dim, ": leave it out"));
+  }
   const std::string warning = parallel::override_warning(llama, config_.overrides);
   if (!warning.empty()) spdlog::warn("{}", warning);
   if (auto status = start_engine(); !status.ok()) return status;
@@ -253,7 +258,8 @@ void FrontEnd::announce() {
   const std::string host = any ? "127.0.0.1" : config_.host;
   const std::string ranks =
       config_.device == "cuda"
-          ? "a GPU a rank"
+          ? absl::StrCat("a GPU a rank",
+                         config_.gpu_attention == "cudnn" ? ", attention by cuDNN" : "")
           : absl::StrCat(kernels::name(config_.isa), ", ", config_.threads, " threads a rank");
   std::printf("annulus: ready on %s (tp %d x cp %d, %s, context %lld, %s)\n",
               join_host_port(host, public_server_->port()).c_str(), config_.topology.tp,

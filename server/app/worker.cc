@@ -551,7 +551,7 @@ void end_on_signals(double drain_s) {
 
 absl::StatusOr<std::unique_ptr<Device>> device_of(const WorkerOptions& options) {
   if (!options.cuda) return make_cpu_device(options.threads, options.isa, options.transports);
-  if (options.gpu >= 0) return make_cuda_device(options.gpu);
+  if (options.gpu >= 0) return make_cuda_device(options.gpu, options.cudnn_attention);
   const int32_t gpus = cuda_device_count();
   if (gpus > 1 && options.wanted_rank < 0) {
     return absl::InvalidArgumentError(
@@ -559,7 +559,7 @@ absl::StatusOr<std::unique_ptr<Device>> device_of(const WorkerOptions& options) 
   }
   // The ranks of a host take its GPUs in turn.
   const int32_t turn = options.local_rank >= 0 ? options.local_rank : options.wanted_rank;
-  return make_cuda_device(gpus > 0 ? std::max(turn, 0) % gpus : 0);
+  return make_cuda_device(gpus > 0 ? std::max(turn, 0) % gpus : 0, options.cudnn_attention);
 }
 
 }  // namespace

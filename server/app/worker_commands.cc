@@ -21,7 +21,7 @@ namespace {
 // FailedPrecondition where this host cannot be all ranks of the config's device.
 absl::Status check_local_device(const ServeConfig& config) {
   if (config.device != "cuda") return absl::OkStatus();
-  const auto gpu = make_cuda_device(0);
+  const auto gpu = make_cuda_device(0, config.gpu_attention == "cudnn");
   if (!gpu.ok()) return gpu.status();
   if (auto ready = (*gpu)->ready_for(config.topology); !ready.ok()) return ready;
   if (config.topology.world() <= cuda_device_count()) return absl::OkStatus();

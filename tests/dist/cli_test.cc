@@ -36,6 +36,22 @@ TEST(Cli, WrongFlagsAreOneLine) {
     expect_one_line(annulus({"worker", "--connect", "127.0.0.1:1", "--device", "cuda"}), 2,
                     "--device cpu needs neither");
   }
+  const auto by_cudnn = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), {"serve", "--model", model, "--gpu-attention", "cudnn"});
+    return annulus(more);
+  };
+  expect_one_line(by_cudnn({}), 2, "--device cuda");
+  expect_one_line(by_cudnn({"--device", "cuda", "--precision", "fp32"}), 2, "--precision fp32");
+  expect_one_line(by_cudnn({"--device", "cuda", "--workers", "external"}), 2, "heads of 64 or 128");
+  expect_one_line(annulus({"serve", "--model", model, "--gpu-attention", "magic"}), 2, "cudnn");
+  expect_one_line(annulus({"worker", "--connect", "127.0.0.1:1", "--gpu-attention", "cudnn"}), 2,
+                  "--device cuda");
+  // The library is looked for before the GPU. A build without GPU code says that instead.
+  setenv("ANNULUS_CUDNN", "/nowhere/libcudnn.so.9", 1);
+  const Outcome missing = by_cudnn({"--device", "cuda"});
+  unsetenv("ANNULUS_CUDNN");
+  const bool no_gpu_code = missing.err.find("deploy/install --cuda,") != std::string::npos;
+  expect_one_line(missing, 2, no_gpu_code ? "--device cpu" : "/nowhere/libcudnn.so.9");
   expect_one_line(annulus({"serve", "--model", model, "--rope-scaling", "wild"}), 2, "wild");
   expect_one_line(annulus({"serve", "--model", model, "--log-level", "loud"}), 2, "loud");
 }

@@ -39,11 +39,25 @@ TEST(Config, WorkersGetTheSameModel) {
   config.overrides.context = 99;
   config.overrides.rope_theta = 0.1;
   config.overrides.rope_scaling = "linear:2";
+  config.device = "cuda";
+  config.gpu_attention = "cudnn";
   const std::string line = shell_command(worker_flags(config));
-  for (const char* flag : {"--model /m", "--threads 3", "--context 99",
-                           "--rope-theta 0.10000000000000001", "--rope-scaling linear:2"}) {
+  for (const char* flag :
+       {"--model /m", "--threads 3", "--context 99", "--rope-theta 0.10000000000000001",
+        "--rope-scaling linear:2", "--device cuda", "--gpu-attention cudnn"}) {
     EXPECT_NE(line.find(flag), std::string::npos) << line;
   }
+}
+
+TEST(Config, CudnnIsForGpusAndBf16) {
+  constexpr auto kF32 = kernels::Precision::kF32, kDefault = kernels::Precision::kDefault;
+  EXPECT_TRUE(check_gpu_attention("own", "cpu", kF32).ok());
+  EXPECT_TRUE(check_gpu_attention("cudnn", "cuda", kDefault).ok());
+  const auto says = [](const absl::Status& status, const char* text) {
+    return status.message().find(text) != std::string::npos;
+  };
+  EXPECT_TRUE(says(check_gpu_attention("cudnn", "cpu", kDefault), "--device cuda"));
+  EXPECT_TRUE(says(check_gpu_attention("cudnn", "cuda", kF32), "--precision fp32"));
 }
 
 TEST(Config, ShellCommandsAreQuoted) {
