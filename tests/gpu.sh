@@ -3,8 +3,9 @@
 # What a machine with a GPU can say about Annulus: correctness first, then numbers. Prints a table and writes gpu.json;
 # every stage has its own time limit and leaves its result when a later one fails. Stage kernels also proves on the real
 # arithmetic that norm and SwiGLU write the F8 and bf16 bits of rounding afterwards (CudaInputs); cudnn holds its attention to our
-# plain kernel; numbers sets ours beside cuDNN's, and norm and SwiGLU to F8 beside memory; serve asks a server on GPUs, through
-# gRPC, what one on CPUs answers, with the program that needs glibc 2.35 and no packages (tests/deploy/static builds it).
+# plain kernel and, as --gpu-attention cudnn has it, to double precision; numbers sets ours beside cuDNN's, and norm and SwiGLU to
+# F8 beside memory; serve asks a server on GPUs, through gRPC, what one on CPUs answers, with the program that needs glibc 2.35
+# and no packages (tests/deploy/static builds it).
 #   tests/gpu.sh                     all stages, with the binaries of build/ (built here where they are missing)
 #   tests/gpu.sh STAGE...            some of: versions sanitizer kernels cudnn engine nccl serve numbers
 #   tests/gpu.sh --pack DIR          copies binaries and every library they need but the driver's and CUDA's into DIR,
@@ -65,7 +66,7 @@ sanitizer() {
   tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -1)
   [ "$tool" ] || { echo "no compute-sanitizer here"; return 0; }
   # shellcheck disable=SC2046
-  "$tool" --tool memcheck --error-exitcode 9 $(command_of $kernels) --gtest_brief=1 --gtest_filter='-CudnnAttention.*' || return
+  "$tool" --tool memcheck --error-exitcode 9 $(command_of $kernels) --gtest_brief=1 --gtest_filter='-CudnnAtten*' || return
   for check in racecheck synccheck; do  # shared memory, which the emulated GPU keeps in better order than asked
     # shellcheck disable=SC2046
     for tests in CudaAttention.Shapes:CudaAttention.TensorCoresDecode CudaSampling.FindsWhatACpuFinds; do
@@ -75,9 +76,9 @@ sanitizer() {
   done
 }
 # shellcheck disable=SC2046
-kernels() { $(command_of $kernels) --gtest_brief=1 --gtest_filter='-CudnnAttention.*'; }
+kernels() { $(command_of $kernels) --gtest_brief=1 --gtest_filter='-CudnnAtten*'; }
 # shellcheck disable=SC2046
-cudnn() { $(command_of $kernels) --gtest_brief=1 --gtest_filter='CudnnAttention.*'; }
+cudnn() { $(command_of $kernels) --gtest_brief=1 --gtest_filter='CudnnAtten*'; }
 # shellcheck disable=SC2046
 engine() { $(command_of $engine) --gtest_brief=1; }
 # shellcheck disable=SC2046
