@@ -3,21 +3,26 @@
 // chose so (CudaQueue::use), for the segments that wgmma would have; the others stay with our
 // kernels: a cache of f32, heads of other than 64 or 128, and few rows (decode).
 //
-// cuDNN knows rows and columns, not positions. So a segment is cut into blocks of a few fixed
-// sizes, a plan each. A block's queries are gathered in the order of their positions, so that every
-// key is seen from one row on: a number a key, which our kernel finds and cuDNN's compares with the
-// row. That is exact for any positions, and costs 4 bytes a key instead of a bias of so many a
-// score. o and lse of every block, fp32, are merged into acc.
+// cuDNN knows rows and columns, not positions: 9.19 has no engine that compares a number a row with
+// one a key. But it has them for the row's own number: what they compile for a described H100 is
+// its flash kernel on wgmma, which loads a number a key and compares. So a segment is cut into
+// blocks of a few fixed sizes, a plan each. A block's queries are gathered in the order of their
+// positions, so that every key is seen from one row on, which a kernel of ours finds. That is exact
+// for any positions, and costs 4 bytes a key instead of a bias of so many a score. o and lse of
+// every block, fp32, are merged into acc.
 //
 // Bytes, in scratch while a call is enqueued, at most: q and o of 1,024 queries, 6 bytes an
 // element, and 8,192 rows of the cache: 17 MB for 16/1 heads of 128 (405B, a rank of TP8), 59 MB
-// for 32/8 (8B), and cuDNN's workspace. Cost beside cuDNN's own time: a block's keys are copied and
-// o is written and merged once per 8,192 keys: (4 row_bytes * 4,096 + 16 bytes * 1,024 heads
-// head_dim) / 3 TB/s, 12 us where cuDNN multiplies for 115 us (16/1, at 600 TFLOP/s) and 45 of 229
-// (32/8). cuDNN multiplies hidden pairs too, and rows and keys that fill up a block: the host,
-// which enqueues, does not know what is hidden. A causal prompt costs up to twice its pairs; ours
-// skips them. Used from the thread of its queue; its first call with a size compiles a plan, four
-// in all.
+// for 32/8 (8B), and cuDNN's workspace.
+//
+// Cost beside cuDNN's own time, per 1,024 queries and 8,192 keys: these are copied, o is written
+// and merged: 2 * 8,192 row_bytes + 16 bytes * 1,024 heads head_dim at 3 TB/s: 14 us where cuDNN
+// multiplies for 115 us (16/1, at 600 TFLOP/s), 45 for 229 (32/8). Calculated, not measured. cuDNN
+// multiplies hidden pairs too, and rows and keys that fill up a block: the host, which enqueues,
+// does not know what is hidden. A causal prompt costs up to twice its pairs; ours skips them.
+//
+// Used from the thread of its queue. The first call with a size compiles a plan, four in all: not
+// while the stream is captured.
 #pragma once
 
 #include <map>

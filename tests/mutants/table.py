@@ -30,6 +30,8 @@ COMM = (("comm_test", "*Conformance*"),)
 ENGINE = (("engine_test", "Engine.*"),)
 WGMMA = (("kernels_cuda_emulated_test", "CudaAttention.TimesDoNotMatter:CudaAttention.TensorCoresPages:"
           "CudaAttention.TensorCoresOddTiles"),)
+CUDNN = (("kernels_cuda_emulated_test", "CudnnAttend.PrefillsAndDecodes:CudnnAttend.OddSequences:"
+          "CudnnAttend.AnyOrder:CudnnAttend.Blocks"),)
 GPU_SAMPLER = (("kernels_cuda_emulated_test", "CudaSampling.*"),)
 GPU_STEPS = (("kernels_cuda_host_test", "CudaQueueTest.*"),)
 GRAPHS = (("kernels_cuda_host_test", "CudaGraphsTest.*"),)
@@ -44,6 +46,7 @@ ROTATE = "parallel/ring.h"
 VARIANTS = "parallel/ring_attention_inl.h"
 HOPPER = "kernels/cuda/attention_wgmma.cu"
 NCCL = "parallel/comm_nccl.cc"
+CUDNN_BLOCKS = "kernels/cuda/cudnn_attention.cu"
 
 MUTANTS = (
     # -- a key is lost
@@ -213,6 +216,23 @@ MUTANTS = (
     Mutant("sampling", "top-k keeps one more", "kernels/cpu/sampling.cc",
            "top_k ? best_of(row, static_cast<size_t>(wish.top_k))",
            "top_k ? best_of(row, static_cast<size_t>(wish.top_k) + 1)", SAMPLER),
+    Mutant("cuDNN", "a block's queries are not in the order of their positions", CUDNN_BLOCKS,
+           "order[rank] = mine;", "order[mine] = mine;", CUDNN, quick=True),
+    Mutant("cuDNN", "a key is hidden from queries of its own position", CUDNN_BLOCKS,
+           "if (positions[middle] < position) {", "if (positions[middle] <= position) {", CUDNN),
+    Mutant("cuDNN", "keys younger than every query are seen", CUDNN_BLOCKS,
+           "if (first == count) first = rows;", "if (first == count) first = key < key_count ? 0 : rows;", CUDNN),
+    Mutant("cuDNN", "rows of keys that no query sees are not zeros", CUDNN_BLOCKS,
+           "Chunk chunk = {};", "Chunk chunk = {{~0u, ~0u, ~0u, ~0u}};", CUDNN),
+    Mutant("cuDNN", "rows that see nothing are merged", CUDNN_BLOCKS,
+           "if (row < device::warp_min(lane < leasts ? least[lane] : count)) return;",
+           "if (row < device::warp_min(lane < leasts ? 0 * least[lane] : count)) return;", CUDNN),
+    Mutant("cuDNN", "the second block of keys has the first one's positions", CUDNN_BLOCKS,
+           "block.queries, block.rows, kv.positions + first, count,",
+           "block.queries, block.rows, kv.positions, count,", CUDNN),
+    Mutant("cuDNN", "a block is merged into the rows of the segment's first", CUDNN_BLOCKS,
+           "first_row = int64_t{block.segment.q_first} + block.first_query;",
+           "first_row = int64_t{block.segment.q_first} + 0 * block.first_query;", CUDNN),
     Mutant("sampling", "a GPU's ties go to the larger id", "kernels/cuda/sampling.cu",
            "order_of(row.logit(id)) == order && at++ == number", "order_of(row.logit(id)) == order && at++ >= number",
            GPU_SAMPLER, quick=True),

@@ -12,6 +12,7 @@
 
 #include "kernels/cuda/matrix.h"
 #include "parallel/comm_nccl.h"
+#include "tests/kernels/cuda/scripted_cudnn.h"
 #include "tests/parallel/cuda/emulated_ranks.h"
 #include "tests/support/run_ranks.h"
 
@@ -49,6 +50,19 @@ TEST(CudaEngineF8, AnswersAsOneRankWhateverCp) {
   for (const Variant variant : {Variant::kPassKv, Variant::kPassQ})
     problem.expect_equal(answers_of(problem, {1, 2}, variant));
   problem.expect_equal(answers_of(problem, {1, 2}, Variant::kPassKv, {.sent = true}));
+}
+
+// Attention of prompts by cuDNN, whose script interprets its graphs; decode stays with our kernels.
+// 16 query heads a KV head, so that a rank's few tokens are many rows.
+TEST(CudaEngineByCudnn, AnswersAsOneRankOnACpu) {
+  const EngineProblem problem(Precision::kDefault,
+                              "synthetic:layers=2,dim=64,heads=16,kv_heads=1,head_dim=64,ffn=128,"
+                              "vocab=96,context=512");
+  const Manner by_cudnn = {
+      .at_first = [](CudaQueue& queue) { queue.use(annulus::testing::scripted_cudnn()); }};
+  const int before = annulus::testing::cudnn_script().runs;
+  problem.expect_equal(answers_of(problem, {1, 2}, Variant::kPassKv, by_cudnn));
+  EXPECT_GT(annulus::testing::cudnn_script().runs, before);
 }
 
 TEST(CudaWeights, ThatWereSentAnswerAsThoseThatWereRead) {
