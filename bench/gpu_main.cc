@@ -46,6 +46,10 @@ int run(int argc, char** argv) {
                   "steps behind the prompt, one by one and two under way; 0: none")
       ->check(CLI::Range(0, 10000))
       ->capture_default_str();
+  std::string gpu_attention = "own";
+  alone.add_option("--gpu-attention", gpu_attention, "own or cudnn, as of annulus serve")
+      ->check(CLI::IsMember({"own", "cudnn"}))
+      ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   const auto device = kernels::find_cuda_device(gpu);
   if (!device.ok()) {
@@ -59,6 +63,11 @@ int run(int argc, char** argv) {
   if (alone.parsed()) {
     absl::Status status = rank_of.apply();
     if (status.ok() && !cublas.ok()) status = cublas.status();
+    if (status.ok() && gpu_attention == "cudnn") {
+      const auto library = kernels::load_cudnn();
+      status = library.status();
+      if (library.ok()) queue.use(**library);
+    }
     if (status.ok()) status = gpu_rank_of(rank_of.options, std::move(owned), device->name);
     if (status.ok()) return 0;
     std::fprintf(stderr, "annulus-gpu-bench rank-of: %s\n", std::string(status.message()).c_str());
