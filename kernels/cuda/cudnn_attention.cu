@@ -187,8 +187,8 @@ void CudnnAttention::attend_block(CudaQueue& queue, const Block& block, const Kv
   for (int32_t first = 0; first < kv.count;) {
     const int32_t left = kv.count - first, size = kCudnnKeys.next(left);
     const int32_t count = std::min(left, size);
-    launch(queue, {blocks_for(size, kBlock)}, {kBlock}, find_first_rows, positions,
-           block.queries, block.rows, kv.positions + first, count, first_rows, least);
+    launch(queue, {blocks_for(size, kBlock)}, {kBlock}, find_first_rows, positions, block.queries,
+           block.rows, kv.positions + first, count, first_rows, least);
     for_each(queue, size, chunks.row_elements(),
              GatherKeys{kv, chunks, first, block.rows, first_rows, keys});
     Sdpa& sdpa = plan_of({acc.heads, format.kv_heads, format.head_dim, block.rows, size,

@@ -46,7 +46,7 @@ struct ServeConfig {
   bool secret_is_known = false;  // to whoever starts the workers: it is not printed
   bool debug_requests = false;
   bool profile = false;
-  std::string trace;     // file; empty: none
+  std::string trace;  // file; empty: none
   bool cuda_graphs = true;
   int chunk_tokens = 0;  // 0: the scheduler's choice
   int max_step_ms = 500;
