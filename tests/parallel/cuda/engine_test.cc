@@ -14,6 +14,7 @@
 #include "parallel/comm_nccl.h"
 #include "tests/kernels/cuda/scripted_cudnn.h"
 #include "tests/parallel/cuda/emulated_ranks.h"
+#include "tests/parallel/decode_script.h"
 #include "tests/support/run_ranks.h"
 
 namespace annulus::parallel {
@@ -252,8 +253,12 @@ TEST(CudaEngineSymmetric, SumsOfDecodeGoThereAndThoseOfPromptsDoNot) {
   manner.options = {.connect_limit = std::chrono::seconds(120),
                     .symmetric_bytes = kBound,
                     .symmetric_limit = std::chrono::seconds(60)};
-  const EngineProblem problem(Precision::kF32, sampled_script);
-  for (const Topology topology : {Topology{2, 1}, Topology{2, 2}}) {
+  const EngineProblem sampled(Precision::kF32, sampled_script);
+  const EngineProblem by_graphs(Precision::kF32, decode_script);
+  for (const auto& [topology, problem] :
+       {std::pair<Topology, const EngineProblem&>{{2, 1}, sampled},
+        {{2, 2}, sampled},
+        {{2, 1}, by_graphs}}) {
     (void)take_nccl_sums();
     problem.expect_equal(answers_of(problem, topology, Variant::kGatherQ, manner));
     const auto without = take_nccl_sums();
