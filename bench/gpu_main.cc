@@ -11,6 +11,7 @@
 #include "bench/gpu.h"
 #include "bench/gpu_rank_of.h"
 #include "kernels/cuda/cublaslt_api.h"
+#include "kernels/cuda/gemm.h"
 
 namespace annulus {
 namespace {
@@ -30,6 +31,9 @@ int run(int argc, char** argv) {
   app.add_option("--scale", options.scale, "divide the sizes by this, for a first look")
       ->capture_default_str()
       ->check(CLI::Range(1, 1024));
+  bool tune_gemm = false;
+  app.add_flag("--tune-gemm", tune_gemm,
+               "products by the fastest of cuBLASLt's algorithms, as of annulus serve");
   app.add_option("--json", json, "write the rows to this file too");
   bench::RankOfFlags rank_of;
   rank_of.options.decode_steps = 64;
@@ -77,6 +81,7 @@ int run(int argc, char** argv) {
       "%s, %d multiprocessors; linear layers by %s\n", device->name.c_str(),
       queue.multiprocessors(),
       cublas.ok() ? "cuBLASLt" : "our own kernel, which is no limit (cuBLASLt is not here)");
+  if (tune_gemm && queue.gemm() != nullptr) queue.gemm()->set_tuning(true);
   const auto cudnn = kernels::load_cudnn();
   if (cudnn.ok()) {
     options.cudnn = *cudnn;

@@ -16,6 +16,7 @@ namespace machine_measurement {
 
 // Decode reads more keys than a cache holds, as it will in a model of many layers.
 constexpr int64_t kQueryRows = 128, kPrefillKeys = 1024, kDecodeKeys = 65536, kLinearRows = 64;
+constexpr int64_t kMostTunedRows = 4096;
 constexpr int kRepeats = 5;
 constexpr int kSmallOps = 16;  // at a time, where one is too short for the clock
 
@@ -40,6 +41,34 @@ double least_us(Queue& queue, const Body& body) {
 }
 
 }  // namespace machine_measurement
+
+template <class Queue>
+void tune_products(Queue& queue, const LlamaWeights<Queue>& weights) {
+  using namespace machine_measurement;
+  if constexpr (requires { queue.gemm(); }) {
+    if (queue.gemm() == nullptr) return;
+    const auto tune = [&](const typename Queue::Matrix& w, int64_t most_rows) {
+      const typename Queue::Mark mark(queue);
+      float* const x = queue.template scratch<float>(most_rows * w.k());
+      float* const y = queue.template scratch<float>(most_rows * w.n());
+      queue.fill(reinterpret_cast<std::byte*>(x), std::byte{0}, most_rows * w.k() * 4);
+      for (int64_t rows = 1; rows <= most_rows; rows *= 2) {
+        kernels::matmul(queue, kernels::matrix(y, rows, w.n()),
+                        kernels::ConstTensor(kernels::matrix(x, rows, w.k())), w);
+      }
+      queue.finish(std::chrono::steady_clock::now() + std::chrono::seconds(60));
+    };
+    queue.gemm()->set_tuning(true);
+    const size_t layers = weights.layers.size();
+    for (const size_t l : {size_t{0}, layers / 2}) {  // the first may be of another type
+      const LayerWeights<Queue>& layer = weights.layers.at(l);
+      for (const auto* w : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
+        tune(*w, kMostTunedRows);
+    }
+    tune(weights.head, kLinearRows);  // logits are computed of as many rows at a time
+    queue.gemm()->set_tuning(false);
+  }
+}
 
 template <class Queue>
 MachineProfile measure_machine(Queue& queue, Groups<Queue> groups, const AttentionShape& shape,

@@ -40,6 +40,9 @@ struct RankOptions {
   bool profile = false;  // StepResult::phase_us
   // On GPUs: decode steps that come again are CUDA graphs. Alike on all ranks.
   bool graphs = true;
+  // On GPUs: measure() times the library's algorithms for this model's matrices and keeps the
+  // fastest, so that bits may differ between epochs.
+  bool tune_gemm = false;
   // Of the CpuQueue that a rank on CPUs gets.
   int32_t threads = 1;
   kernels::CpuIsa isa = kernels::detect_cpu_isa();

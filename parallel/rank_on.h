@@ -117,6 +117,7 @@ class RankOn final : public Rank {
         owned_queue_(std::move(queue)),
         queue_(*owned_queue_),
         shape_(attention_shape(config, topology, options.precision)),
+        tune_gemm_(options.tune_gemm),
         store_(queue_, kv_format(shape_, options.page_tokens), config.layers, capacity),
         frequencies_(rope_frequencies(config)) {
     state_.cp = topology.cp;
@@ -133,6 +134,7 @@ class RankOn final : public Rank {
   MachineProfile measure() override {
     const Clock::time_point deadline = Clock::now() + std::chrono::seconds(60);
     for (auto* group : {groups_.tp, groups_.cp, groups_.world}) group->set_deadline(deadline);
+    if (tune_gemm_) tune_products(queue_, *weights_);
     policy_.profile = measure_machine(queue_, groups_, shape_, *weights_);
     return policy_.profile;
   }
@@ -195,6 +197,7 @@ class RankOn final : public Rank {
   Queue& queue_;
   AttentionShape shape_;
   PolicyInput policy_;
+  bool tune_gemm_;
   KvStore<Queue> store_;
   std::vector<double> frequencies_;
   std::vector<float> cos_sin_;  // [rows, head_dim] of the step; keeps its memory

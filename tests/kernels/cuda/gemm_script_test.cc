@@ -57,6 +57,47 @@ TEST(GemmScript, AnAlgorithmIsAskedForOnceAShapeAndOursServesWhereThereIsNone) {
   EXPECT_EQ(script.live, 0);
 }
 
+// The fastest of what is offered, found by timing, serves its shape, and others of the same matrix
+// to which it is offered. What is refused when it runs is passed over.
+TEST(GemmScript, TheFastestIsKept) {
+  CublasScript& script = cublas_script();
+  script.delays_ms = {3, -1, 6, 1, 3};
+  {
+    CudaQueue queue(0);
+    queue.use(scripted_cublaslt());
+    const int64_t n = 48, k = 64;
+    const auto x = random_floats(8 * k, false, 1);
+    const WeightProblem problem(WeightFormat::kBF16, n, k, false, 2);
+    const WeightSource source = problem.source();
+    const CudaMatrix w = CudaMatrix::load(queue, {&source, 1}, Precision::kDefault);
+    const DeviceArray<float> in(queue, x), out(queue, std::vector<float>(8 * n));
+    const auto by = [&](int64_t m) {  // which algorithm ran last
+      script.runs.clear();
+      matmul(queue, matrix(out.data(), m, n), ConstTensor(matrix(in.data(), m, k)), w);
+      const std::vector<float> result = out.host();
+      EXPECT_EQ(script.runs.size(), 1u);
+      return script.runs.begin()->first;
+    };
+    EXPECT_EQ(by(8), 0);
+    EXPECT_EQ(by(2), 0);
+    const std::vector<float> before = out.host();
+    queue.gemm()->set_tuning(true);
+    script.runs.clear();
+    matmul(queue, matrix(out.data(), 8, n), ConstTensor(matrix(in.data(), 8, k)), w);
+    EXPECT_EQ(script.runs.size(), 4u) << "all but the one that is refused";
+    queue.gemm()->set_tuning(false);
+    EXPECT_EQ(by(8), 3);
+    EXPECT_EQ(by(5), 3) << "not timed, of the same matrix";
+    EXPECT_EQ(by(2), 0) << "asked for before";
+    const std::vector<float> after = out.host();
+    for (size_t i = 0; i < static_cast<size_t>(2 * n); ++i) EXPECT_EQ(before[i], after[i]);
+    script.delays_ms = {3, 3};
+    EXPECT_EQ(by(7), 0) << "it is not offered";
+  }
+  script.delays_ms = {0};
+  EXPECT_EQ(script.live, 0);
+}
+
 // A feed-forward of F8 or bf16: nothing but norm, SwiGLU and the sums' kernels is launched where
 // they write what the matrices read, one launch more for each where they write f32.
 TEST(GemmScript, RowsThatAMatrixReadsAreRoundedWhereTheyAreWritten) {

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/kernels/cuda/scripted_cublaslt.h"
 
+#include <algorithm>
+#include <chrono>
+#include <thread>
 #include <vector>
 
 #include "kernels/core/check.h"
@@ -94,7 +97,7 @@ int heuristic(CublasHandle, CublasDesc desc, CublasLayout a, CublasLayout b, Cub
               CublasLayout d, CublasPreference preference, int wanted, CublasHeuristic* results,
               int* found) {
   ++cublas_script().heuristics;
-  ANNULUS_CHECK(wanted == 1 && desc->transpose_a && a->rows == b->rows && a->cols == d->rows &&
+  ANNULUS_CHECK(wanted >= 1 && desc->transpose_a && a->rows == b->rows && a->cols == d->rows &&
                     b->cols == d->cols && c->type == d->type && a->type == b->type,
                 "operands that do not fit");
   if (a->type == kCublasF8E4M3) {  // the rules of OUTER_VEC_32F
@@ -104,12 +107,17 @@ int heuristic(CublasHandle, CublasDesc desc, CublasLayout a, CublasLayout b, Cub
     for (const uint32_t alignment : preference->alignment)
       ANNULUS_CHECK(alignment % 16 == 0, "operands aligned to ", alignment);
   }
-  *found = cublas_script().no_algorithm ? 0 : 1;
-  results[0] = {};
-  // What the pointers must keep to is remembered in the algorithm.
-  results[0].algo.data[0] = kMark;
-  for (size_t i = 0; i < 4; ++i) results[0].algo.data[1 + i] = preference->alignment[i];
-  results[0].workspace_bytes = preference->workspace;
+  const auto offers = static_cast<int>(cublas_script().delays_ms.size());
+  *found = cublas_script().no_algorithm ? 0 : std::min(wanted, offers);
+  for (int n = 0; n < *found; ++n) {
+    CublasHeuristic& result = results[n];
+    result = {};
+    // What the pointers must keep to is remembered in the algorithm.
+    result.algo.data[0] = kMark;
+    for (size_t i = 0; i < 4; ++i) result.algo.data[1 + i] = preference->alignment[i];
+    result.algo.data[5] = static_cast<uint64_t>(n);
+    result.workspace_bytes = preference->workspace;
+  }
   return 0;
 }
 
@@ -135,25 +143,30 @@ int matmul(CublasHandle, CublasDesc desc, const void* alpha, const void* a, Cubl
     ANNULUS_CHECK(reinterpret_cast<uintptr_t>(operands[i]) % algo->data[1 + i] == 0, "operand ", i,
                   " is not aligned to ", algo->data[1 + i]);
   }
+  const auto number = static_cast<size_t>(algo->data[5]);
+  const int delay_ms = cublas_script().delays_ms.at(number);
+  if (delay_ms < 0) return 15;  // CUBLAS_STATUS_NOT_SUPPORTED
+  ++cublas_script().runs[static_cast<int>(number)];
   const bool scaled = a_layout->type == kCublasF8E4M3;
   ANNULUS_CHECK(scaled == (desc->scales[0] != nullptr) && scaled == (desc->scales[1] != nullptr),
                 "scales of type ", a_layout->type);
   // Layouts and the description may be gone when the stream runs.
-  cuda_emulation::enqueue(
-      stream, [a, b, d, al = *a_layout, bl = *b_layout, dl = *d_layout, desc = *desc, scaled] {
-        for (int64_t col = 0; col < dl.cols; ++col) {
-          for (int64_t row = 0; row < dl.rows; ++row) {
-            double sum = 0;
-            for (int64_t k = 0; k < al.rows; ++k) {
-              auto copy_a = al;
-              auto copy_b = bl;
-              sum += element(a, &copy_a, k, row) * element(b, &copy_b, k, col);
-            }
-            if (scaled) sum *= double{desc.scales[0][row]} * double{desc.scales[1][col]};
-            static_cast<float*>(d)[col * dl.ld + row] = static_cast<float>(sum);
-          }
+  cuda_emulation::enqueue(stream, [a, b, d, al = *a_layout, bl = *b_layout, dl = *d_layout,
+                                   desc = *desc, scaled, delay_ms] {
+    if (delay_ms > 0) std::this_thread::sleep_for(std::chrono::milliseconds(delay_ms));
+    for (int64_t col = 0; col < dl.cols; ++col) {
+      for (int64_t row = 0; row < dl.rows; ++row) {
+        double sum = 0;
+        for (int64_t k = 0; k < al.rows; ++k) {
+          auto copy_a = al;
+          auto copy_b = bl;
+          sum += element(a, &copy_a, k, row) * element(b, &copy_b, k, col);
         }
-      });
+        if (scaled) sum *= double{desc.scales[0][row]} * double{desc.scales[1][col]};
+        static_cast<float*>(d)[col * dl.ld + row] = static_cast<float>(sum);
+      }
+    }
+  });
   return 0;
 }
 

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <atomic>
+#include <map>
+#include <vector>
 
 #include "kernels/cuda/cublaslt_api.h"
 
@@ -11,6 +13,10 @@ namespace annulus::testing {
 
 struct CublasScript {
   std::atomic<bool> no_algorithm{false};
+  // Algorithms on offer, the first choice first, and how long each one's product takes, in
+  // milliseconds; -1: it is refused when it runs. One that is taken counts what it has done.
+  std::vector<int> delays_ms = {0};
+  std::map<int, int> runs;                               // by number
   std::atomic<int> products{0}, heuristics{0}, live{0};  // live: objects not destroyed yet
 };
 CublasScript& cublas_script();
