@@ -317,6 +317,7 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
                    .workspace_limit_bytes = assignment.workspace_limit_bytes(),
                    .profile = assignment.profile(),
                    .graphs = assignment.graphs(),
+                   .tune_gemm = assignment.tune_gemm(),
                    .threads = options_.threads,
                    .isa = options_.isa};
 

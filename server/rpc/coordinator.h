@@ -46,7 +46,7 @@ struct EpochPlan {  // what every epoch of this front end is
   int64_t workspace_limit_bytes = int64_t{256} << 20;
   bool profile = false;  // ranks report times by phase
   bool trace = false;    // ranks tell what they did when, and their clocks are compared
-  bool graphs = true;    // RankOptions::graphs
+  bool graphs = true, tune_gemm = false;  // RankOptions
   bool examine = false;  // no model, no steps: ranks measure and report, and that is the epoch
   WeightPolicy weights = WeightPolicy::kAuto;
   std::string outline;  // of the model, for workers without its file; empty: there are none
