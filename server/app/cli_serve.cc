@@ -321,6 +321,10 @@ void add_serve(CLI::App& app, Command& run) {
   option("--cuda-graphs", flags->cuda_graphs,
          "with --device cuda: decode steps that come again are launched as CUDA graphs")
       ->check(CLI::IsMember({"on", "off"}));
+  serve_app->add_flag("--tune-gemm", config.tune_gemm,
+                      "with --device cuda: time the algorithms of cuBLASLt for this model when an "
+                      "epoch begins and keep the fastest; answers' last bits may then differ from "
+                      "one start to the next");
   option("--control-listen", config.control_host, "address that workers attach to");
   option("--control-port", config.control_port, "its port; 0: any free one")
       ->check(CLI::Range(0, 65535));

@@ -47,7 +47,7 @@ struct ServeConfig {
   bool debug_requests = false;
   bool profile = false;
   std::string trace;  // file; empty: none
-  bool cuda_graphs = true;
+  bool cuda_graphs = true, tune_gemm = false;
   int chunk_tokens = 0;  // 0: the scheduler's choice
   int max_step_ms = 500;
   int max_running = 64;

@@ -174,6 +174,7 @@ absl::Status FrontEnd::start_engine() {
       .profile = config_.profile,
       .trace = trace_ != nullptr,
       .graphs = config_.cuda_graphs,
+      .tune_gemm = config_.tune_gemm,
       .weights = config_.weights,
       .outline = model_.checkpoint->is_generated() ? "" : model_.checkpoint->outline()};
   control.on_stuck = [this](int64_t pid) {

@@ -297,6 +297,8 @@ MUTANTS = (
     Mutant("graphs", "payloads that grow come again", "parallel/decode_key.cc",
            "add(group.kv_rows);", "add({});",
            (("parallel_ring_test", "DecodeKey.*"),)),
+    Mutant("tuning", "the last algorithm that was timed is kept", "kernels/cuda/gemm.cc",
+           "if (us < least) best = offer;", "best = offer;", (("kernels_cuda_emulated_test", "GemmScript.*"),)),
     # -- small sums in symmetric memory
     Mutant("symmetric memory", "a rank decides for itself", NCCL,
            "return sum == static_cast<float>(size());", "return mine;",
