@@ -27,14 +27,14 @@ constexpr int kReports = 16;      // lines while a prompt runs
 // at 2^-18, and exp doubles that: probabilities err by 2e-5 of themselves with the order of a
 // million additions. Logits are at most 104 of them apart: 2e-3; twice and a half that in fp32.
 // With a bf16 cache a rotated component whose fp32 cosine falls on the other side of a tie moves a
-// score by 2^-8, that is p = 1/2 by 2^-10 and its logit by 0.1; where P and activations round to
-// bf16 too (vdpbf16ps), each moves the output by 2^-9 of itself, and with it every difference of
-// logits: `apart`, from the best. A lost or doubled needle moves p = 1/2 by 1/6 and these
-// differences by 1.3 at the least.
-constexpr double kToleranceF32 = 5e-3, kToleranceBf16 = 0.1;
+// score by 2^-8, that is p = 1/2 by 2^-10 and its logit by 104 of these; where P, the head's output
+// and the last norm's are rounded to bf16 too (vdpbf16ps), each moves logits by 2^-9 of themselves,
+// and with them every difference: `apart`, from the best. A lost or doubled needle moves p = 1/2 by
+// 1/6 and these differences by 1.3 at the least.
+constexpr double kToleranceF32 = 5e-3, kToleranceBf16 = 104 * 0x1p-10;
 
 double tolerance(const RecallOptions& options, double apart) {
-  return options.bf16_cache ? kToleranceBf16 + apart / 256 : kToleranceF32;
+  return options.bf16_cache ? kToleranceBf16 + apart * 3 / 512 : kToleranceF32;
 }
 
 double seconds_since(Clock::time_point start) {
