@@ -115,9 +115,9 @@ class FewTiles {
     for (int g = 0; g < kCount; ++g) k[g] = rows[16 * g] + offset;
     score_groups<kCount>(first, heads, k, block_.row_bytes, key, fetch);
   }
-  __attribute__((noinline)) void score_copied(int32_t first, int32_t heads,
-                                              const std::byte* const* rows, int32_t key,
-                                              Fetch& fetch) {
+  __attribute__((always_inline)) void score_copied(int32_t first, int32_t heads,
+                                                   const std::byte* const* rows, int32_t key,
+                                                   Fetch& fetch) {
     const int64_t offset = block_.k_offset_bytes + int64_t{first} * d_ * 2;
     const int64_t bytes = int64_t{heads} * d_ * 2;
     for (int j = 0; j < 16; ++j)

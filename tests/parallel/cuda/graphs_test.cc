@@ -96,6 +96,7 @@ TEST(CudaDecodeGraphs, AnAbortEndsThoseThatWait) {
         error = thrown.what();
       }
       EXPECT_NE(error.find("rank 1 is lost"), std::string::npos) << error;
+      control.join();
       EXPECT_EQ(queue.graphs()->counts().kept, 0);
     }
     all.arrive_and_wait();
