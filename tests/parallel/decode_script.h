@@ -14,15 +14,7 @@ constexpr int32_t kTogether = 27, kAlone = 9;  // decode steps
 // Two prompts, then decode by the ids that the device has; the longer sequence goes on alone.
 inline std::vector<StepPlan> decode_script(int32_t cp, Variant variant) {
   std::vector<StepPlan> plans;
-  ShardState state = testing::state_of(cp);
-  const auto add = [&](std::vector<Op> ops, std::vector<Item> items) {
-    StepPlan plan = testing::plan_of(state, std::move(ops), std::move(items));
-    plan.epoch = 1;
-    plan.step = static_cast<int64_t>(plans.size());
-    for (Group& group : plan.groups) group.variant = variant;
-    state = advance(std::move(state), plan);
-    plans.push_back(std::move(plan));
-  };
+  auto add = adder(plans, cp, variant);
   const int32_t lengths[] = {37, 11};
   std::vector<Item> prompts;
   for (int32_t s = 0; s < 2; ++s) {

@@ -10,15 +10,10 @@
 
 namespace annulus::parallel {
 
-// Two sequences: prefill in two chunks beside decode, decode from what was sampled, then a fork, a
-// truncation over a page's edge, and more prefill behind what is cached. `sampling` of the first,
-// `other_sampling` of the second.
-inline std::vector<StepPlan> engine_script_with(int32_t cp, Variant variant,
-                                                const SamplingParams& sampling,
-                                                const SamplingParams& other_sampling) {
-  std::vector<StepPlan> plans;
-  ShardState state = testing::state_of(cp);
-  const auto add = [&](std::vector<Op> ops, std::vector<Item> items) {
+// add(ops, items) appends the plan of the next step to `plans`, which outlives it.
+inline auto adder(std::vector<StepPlan>& plans, int32_t cp, Variant variant) {
+  return [&plans, variant, state = testing::state_of(cp)](std::vector<Op> ops,
+                                                          std::vector<Item> items) mutable {
     StepPlan plan = testing::plan_of(state, std::move(ops), std::move(items));
     plan.epoch = 1;
     plan.step = static_cast<int64_t>(plans.size());
@@ -26,6 +21,16 @@ inline std::vector<StepPlan> engine_script_with(int32_t cp, Variant variant,
     state = advance(std::move(state), plan);
     plans.push_back(std::move(plan));
   };
+}
+
+// Two sequences: prefill in two chunks beside decode, decode from what was sampled, then a fork, a
+// truncation over a page's edge, and more prefill behind what is cached. `sampling` of the first,
+// `other_sampling` of the second.
+inline std::vector<StepPlan> engine_script_with(int32_t cp, Variant variant,
+                                                const SamplingParams& sampling,
+                                                const SamplingParams& other_sampling) {
+  std::vector<StepPlan> plans;
+  auto add = adder(plans, cp, variant);
   const auto decode = [](int32_t slot, int64_t position, SampledRef from) {
     Item item;
     item.slot = slot;

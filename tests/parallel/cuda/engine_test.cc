@@ -283,17 +283,12 @@ TEST(CudaEngineSymmetric, SumsOfDecodeGoThereAndThoseOfPromptsDoNot) {
 // short one, more of it behind what is cached, decode.
 std::vector<StepPlan> long_prompts(int32_t cp, Variant variant) {
   std::vector<StepPlan> plans;
-  ShardState state = testing::state_of(cp);
-  const auto add = [&](std::vector<Op> ops, std::vector<Item> items) {
+  auto add = [&, append = adder(plans, cp, variant)](std::vector<Op> ops,
+                                                     std::vector<Item> items) mutable {
     for (Item& item : items) {
       for (int32_t& token : item.tokens) token %= 250;  // of a vocabulary of 288
     }
-    StepPlan plan = testing::plan_of(state, std::move(ops), std::move(items));
-    plan.epoch = 1;
-    plan.step = static_cast<int64_t>(plans.size());
-    for (Group& group : plan.groups) group.variant = variant;
-    state = advance(std::move(state), plan);
-    plans.push_back(std::move(plan));
+    append(std::move(ops), std::move(items));
   };
   Item first = testing::item_of(1, 0, 333), other = testing::item_of(2, 0, 45);
   first.wanted = {{200, false, 9, 0}, {332, true, -1, 2, true}};
