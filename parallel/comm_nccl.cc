@@ -52,8 +52,10 @@ struct State {
   NcclOptions options;
   AbortFlag flag;
   std::mutex calls;
-  std::vector<NcclComm> comms;                            // guarded by calls
-  std::set<std::shared_ptr<kernels::CudaGraphs>> graphs;  // that hold transfers; by calls, too
+  std::vector<NcclComm> comms;  // guarded by calls
+  std::mutex holders;
+  std::set<std::shared_ptr<kernels::CudaGraphs>> graphs;  // that hold transfers; guarded by holders
+  int device = 0;
   Clock::time_point deadline = Clock::time_point::max();
   cudaStream_t hops = nullptr;
 
@@ -70,9 +72,9 @@ struct State {
   std::string finish(const NcclComm& comm, const Call& call, Clock::time_point until) {
     int result = kNcclInProgress;
     const Clock::time_point began = Clock::now();
-    for (bool first = true;; first = false) {
-      {
-        const std::lock_guard lock(calls);
+    for (bool first = true;;) {
+      // Not behind an abort, which may wait for what this thread is capturing.
+      if (const std::unique_lock lock(calls, std::try_to_lock); lock.owns_lock()) {
         if (flag.raised()) return "aborted: " + flag.why();
         if (first) {
           result = call();
@@ -80,8 +82,11 @@ struct State {
                    asked != kNcclSuccess) {
           result = asked;
         }
+        first = false;
         if (result == kNcclSuccess) return "";
         if (result != kNcclInProgress) return reason(comm, result);
+      } else if (flag.raised()) {
+        return "aborted: " + flag.why();
       }
       const Clock::time_point now = Clock::now();
       if (now > until) return "NCCL has not answered by the deadline";
@@ -94,9 +99,13 @@ struct State {
     flag.raise(why);
     std::promise<void> done;
     std::thread helper([&] {
+      cudaSetDevice(device);
+      {
+        const std::lock_guard held(holders);
+        for (const auto& each : graphs) each->end();  // an abort waits for them
+        graphs.clear();
+      }
       const std::lock_guard lock(calls);
-      for (const auto& each : graphs) each->end();  // an abort waits for them
-      graphs.clear();
       // As one group: an abort frees memory, which waits for the other groups' kernels, which end
       // only when they are aborted too.
       api.group_start();
@@ -310,7 +319,7 @@ class NcclGroup final : public Communicator<CudaQueue> {
   template <class Call>
   void issue(const CudaQueue& queue, const OpId& op, const Call& call) {
     if (queue.captures()) {
-      const std::lock_guard lock(state_.calls);
+      const std::lock_guard lock(state_.holders);
       state_.graphs.insert(queue.graphs());
     }
     const std::string wrong = state_.finish(comm_, call, state_.deadline);
@@ -365,6 +374,7 @@ struct NcclWorld::Impl {
   Impl(const NcclApi& api, const NcclOptions& options, const AddressStamp& of_me)
       : state(api, options), stamp(of_me) {
     int least = 0, most = 0;
+    check_cuda(cudaGetDevice(&state.device), "the GPU of this thread");
     check_cuda(cudaDeviceGetStreamPriorityRange(&least, &most), "stream priorities");
     check_cuda(cudaStreamCreateWithPriority(&state.hops, cudaStreamNonBlocking, most), "a stream");
     for (const GroupId group : kGroupIds) {

@@ -12,15 +12,16 @@ uint64_t decode_key(const StepPlan& plan, std::span<const GroupLayout> layouts) 
   const auto is_decode = [](const Item& item) { return item.count() == 1; };
   if (plan.items.empty() || !std::all_of(plan.items.begin(), plan.items.end(), is_decode)) return 0;
   std::vector<int64_t> shape;
-  const auto add = [&](const std::vector<int64_t>& list) {
-    shape.push_back(static_cast<int64_t>(list.size()));
-    shape.insert(shape.end(), list.begin(), list.end());
-  };
   for (const GroupLayout& group : layouts) {
+    if (group.variant == Variant::kPassKv && group.q_rows.size() > 1) return 0;
     shape.push_back(static_cast<int64_t>(group.variant));
     shape.push_back(static_cast<int64_t>(group.slots.size()));
-    add(group.q_rows);
-    if (group.variant == Variant::kPassKv && group.q_rows.size() > 1) add(group.kv_rows);
+    for (size_t item = 0; item < group.slots.size(); ++item) {
+      for (size_t rank = 0; rank < group.ranks.size(); ++rank) {
+        if (!group.ranks[rank][item].q_positions.empty())
+          shape.push_back(static_cast<int64_t>(rank));  // its owner
+      }
+    }
   }
   for (const Item& item : plan.items) {
     int64_t wishes = 0;

@@ -16,7 +16,7 @@ namespace machine_measurement {
 
 // Decode reads more keys than a cache holds, as it will in a model of many layers.
 constexpr int64_t kQueryRows = 128, kPrefillKeys = 1024, kDecodeKeys = 65536, kLinearRows = 64;
-constexpr int64_t kMostTunedRows = 4096;
+constexpr int64_t kMostTunedRows = 1024;
 constexpr int kRepeats = 5;
 constexpr int kSmallOps = 16;  // at a time, where one is too short for the clock
 
@@ -52,7 +52,7 @@ void tune_products(Queue& queue, const LlamaWeights<Queue>& weights) {
       float* const x = queue.template scratch<float>(most_rows * w.k());
       float* const y = queue.template scratch<float>(most_rows * w.n());
       queue.fill(reinterpret_cast<std::byte*>(x), std::byte{0}, most_rows * w.k() * 4);
-      for (int64_t rows = 1; rows <= most_rows; rows *= 2) {
+      for (int64_t rows = 1; rows <= most_rows; rows *= 4) {
         kernels::matmul(queue, kernels::matrix(y, rows, w.n()),
                         kernels::ConstTensor(kernels::matrix(x, rows, w.k())), w);
       }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "parallel/nccl_api.h"
 
+#include <cstdlib>
+
 #include "absl/strings/str_cat.h"
 #include "kernels/core/shared_library.h"
 
@@ -15,6 +17,9 @@ constexpr const char* kRemedy =
     "the library in ANNULUS_NCCL";
 
 absl::StatusOr<NcclApi> load() {
+  // Registering buffers of a capture is a meeting of a host's ranks inside NCCL, which an abort
+  // does not end; here one may capture where another replays (CudaQueue::repeat).
+  setenv("NCCL_GRAPH_REGISTER", "0", 0);
   const absl::StatusOr<void*> library =
       kernels::open_library({"ANNULUS_NCCL", "libnccl.so.2", "nvidia/nccl/lib", kRemedy});
   if (!library.ok()) return library.status();

@@ -29,6 +29,9 @@ void RankOn<Queue>::reached(int32_t at_layer, int32_t at_hop) {
   const Clock::time_point deadline = Clock::now() + patience_;
   groups_.cp->set_deadline(deadline);
   groups_.tp->set_deadline(deadline);
+  if constexpr (kRepeats) {
+    if (queue_.records()) return;  // a capture is no place for other work
+  }
   // Launches wait where the device is far behind: whoever waits for the step before need not.
   if (told_ != nullptr && begun() > 0 && queue_.ended(oldest().ticket)) (*told_)(end());
 }
@@ -207,10 +210,7 @@ void RankOn<Queue>::enqueue(const StepPlan& plan, UnderWay& step) {
       compute();
     } else {
       const uint64_t key = decode_key(plan, layouts);
-      // Nobody is told meanwhile: a capture is no place for other work.
-      const Told* const told = std::exchange(told_, queue_.repeats(key) ? nullptr : told_);
       queue_.repeat(key, compute);
-      told_ = told;
     }
     keep_sampled(shared);
     result.rows = static_cast<int32_t>(n);

@@ -14,9 +14,9 @@ namespace annulus::kernels {
 namespace {
 
 constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;  // what Hopper's algorithms ask for at most
-constexpr size_t kMostPlans = 4096;
-constexpr int kOffers = 8;                        // algorithms that are timed
-constexpr std::chrono::microseconds kTimed{300};  // at least, without a break
+constexpr size_t kMostPlans = 4096;                     // then those that were not timed go
+constexpr int kOffers = 8;                              // algorithms that are timed
+constexpr std::chrono::microseconds kTimed{5000};       // at least, without a break
 constexpr int kTimes = 3;
 
 void check_cublas(int status, const char* what) {
@@ -40,13 +40,19 @@ Gemm::Gemm(const CublasLtApi& api) : api_(api), workspace_(kWorkspaceBytes, " of
 }
 
 Gemm::~Gemm() {
-  drop_plans();
+  for (const auto& [shape, plan] : plans_) destroy(plan);
   api_.destroy(handle_);
 }
 
 void Gemm::drop_plans() {
-  for (const auto& [shape, plan] : plans_) destroy(plan);
-  plans_.clear();
+  for (auto at = plans_.begin(); at != plans_.end();) {
+    if (at->second.tuned) {
+      ++at;
+      continue;
+    }
+    destroy(at->second);
+    at = plans_.erase(at);
+  }
 }
 
 void Gemm::destroy(const Plan& plan) const {
@@ -167,6 +173,7 @@ void Gemm::tune(CudaQueue& queue, Plan& plan, const Operands& operands) const {
   }
   plan.algo = best;
   plan.tuned = true;
+  plan.possible = least < INFINITY;  // else all were refused
 }
 
 int Gemm::enqueue(CudaQueue& queue, const Plan& plan, const Operands& of) const {
@@ -189,6 +196,7 @@ bool Gemm::multiply(CudaQueue& queue, const Shape& shape, const Operands& of) {
   if (tuning_ && !plan.tuned) {
     tune(queue, plan, of);
     tuned_ = true;
+    if (!plan.possible) return false;
   }
   check_cublas(enqueue(queue, plan, of), "a product");
   return true;

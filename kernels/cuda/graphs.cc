@@ -39,11 +39,14 @@ bool CudaGraphs::launch(uint64_t key, const Log& log, cudaStream_t stream) {
 
 void CudaGraphs::add(uint64_t key, Log log, cudaGraph_t captured, cudaStream_t stream) {
   Graph graph = {.log = std::move(log)};
+  // With the priorities of the streams that were captured: hops have theirs (parallel/comm_nccl.h).
   const std::lock_guard lock(mutex_);
-  const cudaError_t error = ended_ ? cudaSuccess : cudaGraphInstantiate(&graph.graph, captured, 0);
+  const cudaError_t error = ended_ ? cudaSuccess
+                                   : cudaGraphInstantiate(&graph.graph, captured,
+                                                          cudaGraphInstantiateFlagUseNodePriority);
   cudaGraphDestroy(captured);
   check_open();
-  check_cuda(error, "a graph");
+  check_cuda(error, "a CUDA graph (serve --cuda-graphs off does without)");
   graph.used = ++clock_;
   keys_.at(key).graphs.push_back(std::move(graph));
   ++counts_.kept;

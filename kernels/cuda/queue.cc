@@ -19,6 +19,7 @@ constexpr int64_t kAlignment = 256;
 constexpr int64_t kFirstBlock = int64_t{1} << 20;
 // finish(): most decode steps end within a millisecond; whoever waits longer leaves its core.
 constexpr std::chrono::microseconds kSpin{20}, kSleep{50}, kPollEvery{2000};
+constexpr int64_t kTurns = 2;       // steps under way, as a rank has them
 constexpr size_t kMostUnused = 64;  // pieces of retired memory
 
 }  // namespace
@@ -179,9 +180,17 @@ void CudaQueue::settle() {
 
 CudaQueue::Step& CudaQueue::filling() {
   if (filling_) return *filling_;
-  if (spare_.empty()) spare_.push_back(std::make_unique<Step>());
-  filling_ = std::move(spare_.back());
-  spare_.pop_back();
+  // By turns, not by what has ended: ranks then capture and replay in the same steps.
+  const int64_t turn = (closed_ + 1) % kTurns;
+  const auto its = std::find_if(spare_.begin(), spare_.end(),
+                                [&](const auto& step) { return step->turn == turn; });
+  if (its != spare_.end()) {
+    filling_ = std::move(*its);
+    spare_.erase(its);
+  } else {
+    filling_ = std::make_unique<Step>();
+    filling_->turn = turn;
+  }
   filling_->number = closed_ + 1;
   if (measures_) check_cuda(cudaEventRecord(filling_->begun->get(), stream_), "an event");
   return *filling_;
@@ -237,7 +246,8 @@ cudaGraph_t CudaQueue::capture(const std::function<void()>& body) {
     throw;
   }
   mode_ = Mode::kEnqueue;
-  check_cuda(cudaStreamEndCapture(stream_, &out), "a capture's end");
+  check_cuda(cudaStreamEndCapture(stream_, &out),
+             "the capture of a CUDA graph (serve --cuda-graphs off does without)");
   return out;
 }
 

@@ -129,6 +129,7 @@ class CudaQueue {
     return false;
   }
   bool captures() const { return mode_ == Mode::kCapture; }
+  bool records() const { return mode_ != Mode::kEnqueue; }  // logs or captures
 
   // Called while finish() waits and once when it has: progress and errors of transfers, which it
   // throws. Empty = none.
@@ -228,7 +229,7 @@ class CudaQueue {
     size_t bytes;
   };
   struct Step {
-    int64_t number = 0;
+    int64_t number = 0, turn = 0;
     std::unique_ptr<Event> begun = std::make_unique<Event>(), ended = std::make_unique<Event>();
     Arena pinned{Place::kPinned};
     Arena repeated{Place::kPinned};  // of repeat(): its places depend on nothing that came before

@@ -56,7 +56,8 @@ void Sdpa::attend(CudaQueue& queue, const void* q, const void* kv, float scale, 
                   const int32_t* first_rows) {
   const CudaQueue::Mark mark(queue);
   void* const workspace = queue.scratch<std::byte>(plan_->workspace_bytes);
-  if (!queue.enqueues(CudaQueue::Work::kProduct, this, q, kv, scale, o, lse, first_rows)) return;
+  if (!queue.enqueues(CudaQueue::Work::kProduct, this, q, kv, scale, o, lse, first_rows, workspace))
+    return;
   const auto* const values =
       static_cast<const bf16*>(kv) + int64_t{shape_.kv_heads} * shape_.head_dim;
   const float hidden =

@@ -51,6 +51,46 @@ TEST_P(CudaDecode, AnswerAsOneRankOnACpu) {
   EXPECT_GE(replayed, steps / 2) << captured << " captured";
 }
 
+// The abort waits for the graph that is being captured, whose thread must not wait for the abort.
+TEST(CudaDecodeGraphs, AnAbortDuringACaptureEndsIt) {
+  const Topology topology{2, 1};
+  std::vector<std::string> addresses(2);
+  std::barrier all(2);
+  annulus::testing::run_ranks(2, [&](int32_t me) {
+    auto world = NcclWorld::create(annulus::testing::scripted_nccl(), topology, me, 1).value();
+    addresses[static_cast<size_t>(me)] = world->address();
+    all.arrive_and_wait();
+    ASSERT_TRUE(world->connect(addresses).ok());
+    CudaQueue queue(0);
+    const CudaQueue::Mark mark(queue);
+    const std::span<float> data(queue.scratch<float>(8), 8);
+    auto& group = *world->groups().tp;
+    std::jthread control;
+    const auto body = [&] {
+      for (int32_t i = 0; i < 3; ++i) {
+        group.all_reduce(queue, data, {1, i, 0, 0, "sum"});
+        if (me == 1 || !queue.captures() || control.joinable()) continue;
+        control = std::jthread([&] { world->abort("rank 1 is lost"); });
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      }
+    };
+    queue.repeat(1, body);
+    queue.finish(EngineProblem::soon());
+    if (me == 0) {
+      std::string error = "none";
+      try {
+        queue.repeat(1, body);
+      } catch (const kernels::DeviceError& thrown) {
+        error = thrown.what();
+      }
+      EXPECT_NE(error.find("rank 1 is lost"), std::string::npos) << error;
+      control.join();
+    }
+    all.arrive_and_wait();
+    world.reset();
+  });
+}
+
 std::string case_name(const ::testing::TestParamInfo<Case>& which) {
   const Case& c = which.param;
   std::string text = "Tp" + std::to_string(c.topology.tp) + "Cp" + std::to_string(c.topology.cp) +

@@ -213,6 +213,8 @@ int comm_abort(NcclComm comm) {
     comm->member->aborted = true;
     comm->member->world->broken = true;
   }
+  for (int i = 0; i < 200 && comm->member->held.use_count() > 1; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
   ANNULUS_CHECK(comm->member->held.use_count() == 1,
                 "an abort waits for graphs that hold the communicator");
   while (nccl_script().abort_hangs) std::this_thread::sleep_for(std::chrono::milliseconds(10));

@@ -142,6 +142,7 @@ using cudaEvent_t = cuda_emulation::Event*;
 using cudaGraph_t = cuda_emulation::Graph*;
 using cudaGraphExec_t = cuda_emulation::Graph*;
 enum cudaStreamCaptureMode { cudaStreamCaptureModeRelaxed = 2 };
+constexpr unsigned long long cudaGraphInstantiateFlagUseNodePriority = 8;
 constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDefault = 0, cudaEventDisableTiming = 2;
 
 struct cudaDeviceProp {

@@ -540,7 +540,9 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   }
   return cudaSuccess;
 }
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t* out, cudaGraph_t graph, unsigned long long) {
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* out, cudaGraph_t graph,
+                                 unsigned long long flags) {
+  ANNULUS_CHECK(flags == cudaGraphInstantiateFlagUseNodePriority, "hops lose their priority");
   *out = new cuda_emulation::Graph(*graph);
   return cudaSuccess;
 }
