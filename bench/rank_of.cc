@@ -155,10 +155,10 @@ absl::Status print_rank_of(const RankOfOptions& o, const RankOfReport& report,
   for (const RankOfDecode& decode : report.decode)
     std::printf(
         "decode, %d step%s under way%s: %.3f ms a step, the device idle for %.3f ms of it, %lld of "
-        "%lld steps replayed\n",
+        "%d steps replayed\n",
         decode.under_way, decode.under_way == 1 ? "" : "s", decode.graphs ? ", CUDA graphs" : "",
         decode.step_us / 1e3, decode.gap_us / 1e3, static_cast<long long>(decode.replayed),
-        static_cast<long long>(decode.steps));
+        o.decode_steps);
   return absl::OkStatus();
 }
 

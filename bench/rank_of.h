@@ -42,8 +42,8 @@ struct RankOfStep {
 struct RankOfDecode {
   int32_t under_way = 1;
   bool graphs = false;
-  int64_t steps = 0, replayed = 0;  // launched as a graph that was there
-  double step_us = 0, gap_us = 0;   // the mean, the gap before a step
+  int64_t replayed = 0;            // steps that were launched as a graph that was there
+  double step_us = 0, gap_us = 0;  // the mean, the gap before a step
 };
 
 struct RankOfReport {

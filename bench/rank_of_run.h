@@ -57,7 +57,6 @@ absl::Status run_rank_of_decode(const RankOfOptions& options, parallel::Rank& ra
     }
     while (rank.begun() > 0) rank.end();
     const double us = std::chrono::duration<double, std::micro>(Clock::now() - start).count();
-    manner.steps = options.decode_steps;
     manner.step_us = us / options.decode_steps;
     manner.gap_us = (queue.gaps_us() - gaps_before) / options.decode_steps;
     manner.replayed = queue.graphs()->counts().replayed - replayed_before;

@@ -408,9 +408,7 @@ struct NcclWorld::Impl {
     if (!wrong.empty() && !state.flag.raised()) {
       std::fprintf(stderr, "annulus: sums go without symmetric memory: %s\n", wrong.c_str());
     }
-    int device = 0;
-    check_cuda(cudaGetDevice(&device), "the GPU of this thread");
-    votes = std::make_unique<CudaQueue>(device);
+    votes = std::make_unique<CudaQueue>(state.device);
     if (tp.all_agree(*votes, wrong.empty() && window != nullptr, until)) {
       tp.sum_small_by(sums,
                       {static_cast<std::byte*>(memory), index(state.options.symmetric_bytes)});

@@ -44,23 +44,21 @@ class CudaGraphs {
 
  private:
   struct Graph {
+    uint64_t key;
     Log log;
-    cudaGraphExec_t graph = nullptr;
-    int64_t used = 0;
-  };
-  struct Key {
-    std::vector<Graph> graphs;
-    int64_t used = 0;
+    cudaGraphExec_t graph;
+    int64_t used;  // when
   };
   void check_open() const;
-  void drop_oldest_key();
-  void drop_oldest_graph();
+  template <class Which>
+  void drop(const Which& which);
 
-  mutable std::mutex mutex_;  // guards the rest
-  std::map<uint64_t, Key> keys_;
+  mutable std::mutex mutex_;          // guards the rest
+  std::map<uint64_t, int64_t> keys_;  // when each was asked for last
+  std::vector<Graph> graphs_;
   int64_t clock_ = 0;  // calls
   bool ended_ = false;
-  Counts counts_;
+  int64_t captured_ = 0, replayed_ = 0;
 };
 
 }  // namespace annulus::kernels

@@ -279,7 +279,7 @@ MUTANTS = (
            (("front_test", "StepPipelineTest.*"),)),
     # -- decode as CUDA graphs, on the emulated GPU
     Mutant("graphs", "a graph does for work that is as long", "kernels/cuda/graphs.cc",
-           "if (graph.log != log) continue;", "if (graph.log.size() != log.size()) continue;", GRAPHS, quick=True),
+           "graph.key != key || graph.log != log", "graph.key != key || graph.log.size() != log.size()", GRAPHS, quick=True),
     Mutant("graphs", "what a capture uploads lies behind what was logged", "kernels/cuda/queue.cc",
            "step.repeated.rewind(staged);", "static_cast<void>(staged);", GRAPHS),
     Mutant("graphs", "the first graph of two steps under way serves both", "kernels/cuda/queue.cc",

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "tests/kernels/cuda/attention_on_device.h"
-#include "tests/kernels/cuda/cudnn_of_machine.h"
+#include "tests/kernels/cuda/cudnn_test.h"
 
 namespace annulus::kernels {
 namespace {
@@ -23,14 +23,11 @@ Tolerance allowed_of_cudnn(const KvFormat& format) {
   return {allowed(format).o, 5e-6};
 }
 
-class CudnnAttend : public CudaTest {
+class CudnnAttend : public CudnnTest {
  protected:
   void SetUp() override {
-    CudaTest::SetUp();
-    if (IsSkipped()) return;
-    const auto api = cudnn_of_machine();
-    if (!api.ok()) GTEST_SKIP() << api.status();
-    queue().use(**api);
+    CudnnTest::SetUp();
+    if (!IsSkipped()) queue().use(*api_);
   }
   void check(const Problem& p, const std::string& what, bool paged) {
     OnDevice problem(queue(), p, paged);

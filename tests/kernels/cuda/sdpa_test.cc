@@ -11,22 +11,15 @@
 
 #include "kernels/attention.h"
 #include "kernels/cuda/attention.h"
-#include "tests/kernels/cuda/cudnn_of_machine.h"
+#include "tests/kernels/cuda/cudnn_test.h"
 #include "tests/kernels/cuda/device_array.h"
 #include "tests/kernels/weight_problem.h"
 
 namespace annulus::kernels {
 namespace {
 
-class CudnnAttention : public CudaTest {
+class CudnnAttention : public CudnnTest {
  protected:
-  void SetUp() override {
-    CudaTest::SetUp();
-    if (IsSkipped()) return;
-    const auto api = cudnn_of_machine();
-    if (!api.ok()) GTEST_SKIP() << api.status();
-    api_ = *api;
-  }
   std::vector<bf16> random(int64_t count, uint32_t seed) {
     const std::vector<float> values = random_floats(count, false, seed);
     std::vector<bf16> out(values.size());
@@ -80,9 +73,6 @@ class CudnnAttention : public CudaTest {
     const std::vector<float> want_lse = lse.host(), got_lse = their_lse.host();
     for (size_t i = 0; i < want_lse.size(); ++i) ASSERT_NEAR(got_lse[i], want_lse[i], 1e-3) << i;
   }
-
- private:
-  const CudnnApi* api_ = nullptr;
 };
 
 TEST_F(CudnnAttention, IsOurs) {

@@ -54,28 +54,39 @@ struct Manner {
   std::function<void(CudaQueue&queue)> at_first = {}, at_last = {};
 };
 
-inline Answers answers_of(const EngineProblem& problem, Topology topology, Variant variant,
-                          const Manner& manner = {}) {
+// body(me, world, rank) on every rank of a connected world; nobody leaves before all have ended. A
+// rank that the body makes outlives the world, as a worker's does.
+template <class Body>
+void on_worlds(Topology topology, const NcclOptions& options, const Body& body) {
   const int32_t ranks = topology.world();
   std::vector<std::string> addresses(static_cast<size_t>(ranks));
   std::barrier all(ranks);
-  std::mutex mutex;  // guards answers
-  Answers answers(problem.of_cpu.size());
   annulus::testing::run_ranks(ranks, [&](int32_t me) {
-    std::unique_ptr<Rank> rank;  // outlives the world, as a worker's does
+    std::unique_ptr<Rank> rank;
     auto world =
-        NcclWorld::create(annulus::testing::scripted_nccl(), topology, me, 1, manner.options)
-            .value();
+        NcclWorld::create(annulus::testing::scripted_nccl(), topology, me, 1, options).value();
     addresses[static_cast<size_t>(me)] = world->address();
     all.arrive_and_wait();
     ASSERT_TRUE(world->connect(addresses).ok());
+    body(me, *world, rank);
+    all.arrive_and_wait();
+    world.reset();
+  });
+  EXPECT_EQ(annulus::testing::nccl_script().live, 0);
+}
+
+inline Answers answers_of(const EngineProblem& problem, Topology topology, Variant variant,
+                          const Manner& manner = {}) {
+  std::mutex mutex;  // guards answers
+  Answers answers(problem.of_cpu.size());
+  on_worlds(topology, manner.options, [&](int32_t me, NcclWorld& world, auto& rank) {
     auto owned = std::make_unique<CudaQueue>(0);
     CudaQueue& queue = *owned;
     if (manner.sent) {
-      auto weights = weights_of(problem, queue, *world, topology, me);
-      rank = problem.rank_on(std::move(owned), world->groups(), topology, me, std::move(weights));
+      auto weights = weights_of(problem, queue, world, topology, me);
+      rank = problem.rank_on(std::move(owned), world.groups(), topology, me, std::move(weights));
     } else {
-      rank = problem.rank_on(std::move(owned), world->groups(), topology, me);
+      rank = problem.rank_on(std::move(owned), world.groups(), topology, me);
     }
     if (manner.at_first) manner.at_first(queue);
     problem.run(
@@ -87,10 +98,7 @@ inline Answers answers_of(const EngineProblem& problem, Topology topology, Varia
         },
         manner.most, manner.begun, manner.tells);
     if (manner.at_last) manner.at_last(queue);
-    all.arrive_and_wait();  // nobody leaves while others may need it
-    world.reset();
   });
-  EXPECT_EQ(annulus::testing::nccl_script().live, 0);
   return answers;
 }
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The whole engine on emulated GPUs, joined by a scripted NCCL: the same plans as one rank on a CPU
 // gives the same answers, for every layout and variant.
-#include <barrier>
 #include <chrono>
 #include <functional>
 #include <map>
@@ -15,7 +14,6 @@
 #include "tests/kernels/cuda/scripted_cudnn.h"
 #include "tests/parallel/cuda/emulated_ranks.h"
 #include "tests/parallel/decode_script.h"
-#include "tests/support/run_ranks.h"
 
 namespace annulus::parallel {
 namespace {
@@ -195,16 +193,9 @@ std::string end_without_peer(std::chrono::milliseconds first_deadline,
                              const std::function<void(NcclWorld&)>& meanwhile) {
   const EngineProblem problem(Precision::kF32);
   const Topology topology{1, 2};
-  std::vector<std::string> addresses(2);
-  std::barrier all(2);
   std::string error = "none";
-  annulus::testing::run_ranks(2, [&](int32_t me) {
-    std::unique_ptr<Rank> rank;
-    auto world = NcclWorld::create(annulus::testing::scripted_nccl(), topology, me, 1).value();
-    addresses[static_cast<size_t>(me)] = world->address();
-    all.arrive_and_wait();
-    ASSERT_TRUE(world->connect(addresses).ok());
-    rank = problem.rank_on(std::make_unique<CudaQueue>(0), world->groups(), topology, me);
+  on_worlds(topology, {}, [&](int32_t me, NcclWorld& world, auto& rank) {
+    rank = problem.rank_on(std::make_unique<CudaQueue>(0), world.groups(), topology, me);
     if (me == 0) {
       const std::vector<StepPlan> plans = engine_script(2, Variant::kPassKv);
       for (size_t step = 0; step < 2; ++step) {
@@ -214,15 +205,13 @@ std::string end_without_peer(std::chrono::milliseconds first_deadline,
                               (step == 0 ? first_deadline : std::chrono::milliseconds(60000));
         EXPECT_TRUE(rank->begin(plan_for_rank(state, plans[step], 0), deadline, {}).ok());
       }
-      std::jthread control([&] { meanwhile(*world); });
+      std::jthread control([&] { meanwhile(world); });
       try {
         (void)rank->end();
       } catch (const kernels::DeviceError& thrown) {
         error = thrown.what();
       }
     }
-    all.arrive_and_wait();
-    world.reset();
   });
   return error;
 }

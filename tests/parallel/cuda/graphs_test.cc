@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <barrier>
 #include <string>
 #include <thread>
 #include <vector>
@@ -54,23 +53,17 @@ TEST_P(CudaDecode, AnswerAsOneRankOnACpu) {
 // The abort waits for the graph that is being captured, whose thread must not wait for the abort.
 TEST(CudaDecodeGraphs, AnAbortDuringACaptureEndsIt) {
   const Topology topology{2, 1};
-  std::vector<std::string> addresses(2);
-  std::barrier all(2);
-  annulus::testing::run_ranks(2, [&](int32_t me) {
-    auto world = NcclWorld::create(annulus::testing::scripted_nccl(), topology, me, 1).value();
-    addresses[static_cast<size_t>(me)] = world->address();
-    all.arrive_and_wait();
-    ASSERT_TRUE(world->connect(addresses).ok());
+  on_worlds(topology, {}, [&](int32_t me, NcclWorld& world, auto&) {
     CudaQueue queue(0);
     const CudaQueue::Mark mark(queue);
     const std::span<float> data(queue.scratch<float>(8), 8);
-    auto& group = *world->groups().tp;
+    auto& group = *world.groups().tp;
     std::jthread control;
     const auto body = [&] {
       for (int32_t i = 0; i < 3; ++i) {
         group.all_reduce(queue, data, {1, i, 0, 0, "sum"});
         if (me == 1 || !queue.captures() || control.joinable()) continue;
-        control = std::jthread([&] { world->abort("rank 1 is lost"); });
+        control = std::jthread([&] { world.abort("rank 1 is lost"); });
         std::this_thread::sleep_for(std::chrono::milliseconds(100));
       }
     };
@@ -86,8 +79,6 @@ TEST(CudaDecodeGraphs, AnAbortDuringACaptureEndsIt) {
       EXPECT_NE(error.find("rank 1 is lost"), std::string::npos) << error;
       control.join();
     }
-    all.arrive_and_wait();
-    world.reset();
   });
 }
 
@@ -104,17 +95,10 @@ std::string case_name(const ::testing::TestParamInfo<Case>& which) {
 TEST(CudaDecodeGraphs, AnAbortEndsThoseThatWait) {
   const EngineProblem problem(Precision::kF32, decode_script);
   const Topology topology{1, 2};
-  std::vector<std::string> addresses(2);
-  std::barrier all(2);
-  annulus::testing::run_ranks(2, [&](int32_t me) {
-    std::unique_ptr<Rank> rank;
-    auto world = NcclWorld::create(annulus::testing::scripted_nccl(), topology, me, 1).value();
-    addresses[static_cast<size_t>(me)] = world->address();
-    all.arrive_and_wait();
-    ASSERT_TRUE(world->connect(addresses).ok());
+  on_worlds(topology, {}, [&](int32_t me, NcclWorld& world, auto& rank) {
     auto owned = std::make_unique<CudaQueue>(0);
     const CudaQueue& queue = *owned;
-    rank = problem.rank_on(std::move(owned), world->groups(), topology, me);
+    rank = problem.rank_on(std::move(owned), world.groups(), topology, me);
     const std::vector<StepPlan> plans = decode_script(2, Variant::kGatherQ);
     const size_t last = me == 0 ? 18 : 16;
     std::string error = "none";
@@ -128,7 +112,7 @@ TEST(CudaDecodeGraphs, AnAbortEndsThoseThatWait) {
     if (me == 0) {
       std::jthread control([&] {
         std::this_thread::sleep_for(std::chrono::milliseconds(50));
-        world->abort("rank 1 is lost");
+        world.abort("rank 1 is lost");
       });
       try {
         (void)rank->end();
@@ -139,8 +123,6 @@ TEST(CudaDecodeGraphs, AnAbortEndsThoseThatWait) {
       control.join();
       EXPECT_EQ(queue.graphs()->counts().kept, 0);
     }
-    all.arrive_and_wait();
-    world.reset();
   });
 }
 
