@@ -262,6 +262,8 @@ MUTANTS = (
            "  std::swap(open_.back()->fetched, filling_->fetched);\n"
            "  std::swap(open_.back()->retired, filling_->retired);\n"
            "  open_.back()->number = filling_->number;\n"
+           "  open_.back()->turn = filling_->turn;\n"
+           "  filling_->turn = (filling_->turn + 1) % kTurns;\n"
            "  filling_->pinned.rewind({});\n"
            "  spare_.push_back(std::move(filling_));\n"
            "  return {++closed_};", GPU_STEPS, quick=True),
