@@ -30,6 +30,7 @@ constexpr TileConfig tile_config(int rows) {
   }
   return config;
 }
+inline constexpr TileConfig kWholeTiles = tile_config(kAmxRows);
 
 // The intrinsics of GCC 12 do not tell the compiler that they touch memory: between writing it and
 // loading a tile, and between storing a tile and reading it.

@@ -104,13 +104,14 @@ void attend(CpuQueue& queue, ConstTensor q, std::span<const Segment> segments,
   const AttentionKernels& kernels = ANNULUS_SELECT_ISA(queue.isa(), attention_kernels);
   const int32_t d = format.head_dim, group = acc.heads / format.kv_heads;
   const int64_t size = size_bytes(format.dtype);
+  const int32_t block_rows = kernels.block_rows(format.dtype);
   CpuQueue::Mark mark(queue);
 
   int64_t n_items = 0, n_gathers = 0, split_rows = 0;
   int32_t max_m = 0;
   for (const Segment& segment : segments) {
     if (segment.q_count == 0 || segment.kv.count == 0) continue;
-    const Cut cut = cut_segment(segment, group, format, kernels.block_rows);
+    const Cut cut = cut_segment(segment, group, format, block_rows);
     const int64_t blocks = int64_t{cut.blocks} * (format.kv_heads / cut.kv_heads);
     n_items += blocks * cut.splits;
     max_m = std::max(max_m, cut.rows * group * cut.kv_heads);
@@ -129,7 +130,7 @@ void attend(CpuQueue& queue, ConstTensor q, std::span<const Segment> segments,
   for (size_t s = 0; s < segments.size(); ++s) {
     const Segment& segment = segments[s];
     if (segment.q_count == 0 || segment.kv.count == 0) continue;
-    const Cut cut = cut_segment(segment, group, format, kernels.block_rows);
+    const Cut cut = cut_segment(segment, group, format, block_rows);
     const auto index = static_cast<int32_t>(s);
     // Last rows first: under a causal mask they see the most keys, and long items should not start
     // last.

@@ -11,6 +11,7 @@
 //           -inf; while it is, nothing visible was seen and the shift is 0, so exp gives 0, no NaN.
 //           K and V of padding are never read: they may be uninitialised.
 // Limits    head_dim % 8 == 0 (few: % 32), checked by attention.cc.
+#include "kernels/cpu/attention_amx.h"
 #include "kernels/cpu/attention_fetch.h"
 #include "kernels/cpu/attention_few_amx.h"
 #include "kernels/cpu/attention_kernels.h"
@@ -24,7 +25,7 @@ namespace {
 template <class Dot, class E>
 void attend_tiled(const AttendBlock& block, std::byte* scratch) {
   using Element = typename Dot::Element;
-  using Panels = PanelsOf<Dot>;
+  using Panels = VectorPanels<Dot>;
   constexpr int32_t kRows = Panels::kRows, kPanels = Panels::kAtOnce;
   static_assert(kRows * kPanels <= kGroupRows, "scores have room for a group");
   Scratch s;
@@ -38,7 +39,6 @@ void attend_tiled(const AttendBlock& block, std::byte* scratch) {
   auto* v = reinterpret_cast<Element*>(s.v);
   const Bounds all = bounds(s.rows.position, 0, m);
 
-  [[maybe_unused]] const typename Panels::Scope scope;
   KeyTile tile;
   int64_t work = 0;
   for (int32_t first = block.first_key; first < block.last_key; first += kTile) {
@@ -364,7 +364,11 @@ void attend(const AttendBlock& block, std::byte* scratch) {
   if (block.dtype == DType::kF32)
     attend_tiled<WideDot, float>(block, scratch);
   else
+#if defined(ANNULUS_HAS_AMX)
+    AmxBlock(block, scratch).attend();
+#else
     attend_tiled<Bf16Dot, bf16>(block, scratch);
+#endif
 }
 
 void attend_few_rows(const AttendBlock& block, std::byte* scratch) {
@@ -423,9 +427,20 @@ void combine(float* o, float* lse, const float* from_o, const float* from_lse, i
   }
 }
 
+#if defined(ANNULUS_HAS_AMX)
+int64_t any_scratch_bytes(int32_t m, int32_t head_dim) {
+  const int64_t vectors = scratch_bytes(m, head_dim), tiles = AmxBlock::bytes(m, head_dim);
+  return vectors > tiles ? vectors : tiles;
+}
+constexpr int32_t kBf16BlockRows = AmxBlock::kBlockRows;
+#else
+constexpr auto* any_scratch_bytes = scratch_bytes;
+constexpr int32_t kBf16BlockRows = kBlockRows;
+#endif
+
 }  // namespace
 
-const AttentionKernels attention_kernels = {kBlockRows,      scratch_bytes, attend,
-                                            attend_few_rows, merge,         combine};
+const AttentionKernels attention_kernels = {
+    kBlockRows, kBf16BlockRows, any_scratch_bytes, attend, attend_few_rows, merge, combine};
 
 }  // namespace annulus::kernels::ANNULUS_ISA

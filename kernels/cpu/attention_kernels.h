@@ -44,7 +44,11 @@ struct AttendBlock {
 };
 
 struct AttentionKernels {
-  int32_t block_rows;  // M of a tiled item; bounds the time between two polls
+  // M of a tiled item; bounds the time between two polls.
+  int32_t block_rows_f32, block_rows_bf16;
+  int32_t block_rows(DType dtype) const {
+    return dtype == DType::kF32 ? block_rows_f32 : block_rows_bf16;
+  }
   int64_t (*scratch_bytes)(int32_t rows, int32_t head_dim);  // rows: m, times KV heads if few
   // Tiled: K and V tiles are repacked and amortised over the rows. Any head_dim % 8 == 0.
   void (*attend)(const AttendBlock&, std::byte* scratch);

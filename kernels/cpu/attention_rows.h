@@ -47,34 +47,32 @@ struct KeyTile {
 static void locate(const AttendBlock& block, int32_t first, KeyTile& tile) {
   int32_t n = block.last_key - first;
   n = n < 0 ? 0 : n < kTile ? n : kTile;
-  int32_t page = 0, within = 0;
-  if (block.pages != nullptr) {
-    page = first / block.page_tokens;
-    within = first % block.page_tokens;
+  if (block.pages == nullptr) {
+    for (int32_t i = 0; i < n; ++i)
+      tile.rows[i] = block.base + (int64_t{first} + i) * block.row_bytes;
+  } else {
+    int32_t page = first / block.page_tokens, within = first % block.page_tokens;
+    for (int32_t i = 0; i < n; ++page, within = 0) {
+      const std::byte* row =
+          block.base + (int64_t{block.pages[page]} * block.page_tokens + within) * block.row_bytes;
+      for (; within < block.page_tokens && i < n; ++within, ++i, row += block.row_bytes)
+        tile.rows[i] = row;
+    }
   }
-  tile.lowest = INT32_MAX;
-  tile.highest = n < kTile ? INT32_MAX : INT32_MIN;
-  const std::byte* real = nullptr;
+  const int32_t* const positions = block.key_positions + first;
+  int32_t lowest = INT32_MAX, highest = n < kTile ? INT32_MAX : INT32_MIN;
   for (int32_t i = 0; i < n; ++i) {
-    int64_t row = first + i;
-    if (block.pages != nullptr) {
-      row = int64_t{block.pages[page]} * block.page_tokens + within;
-      if (++within == block.page_tokens) {
-        within = 0;
-        ++page;
-      }
-    }
-    const int32_t position = block.key_positions[first + i];
-    tile.rows[i] = block.base + row * block.row_bytes;
-    tile.positions[i] = position;
-    if (position > tile.highest) tile.highest = position;
-    if (position < tile.lowest) {
-      tile.lowest = position;
-      real = tile.rows[i];
-    }
+    tile.positions[i] = positions[i];
+    lowest = positions[i] < lowest ? positions[i] : lowest;
+    highest = positions[i] > highest ? positions[i] : highest;
   }
+  tile.lowest = lowest;
+  tile.highest = highest;
   for (int32_t i = n; i < kTile; ++i) tile.positions[i] = INT32_MAX;
-  if (tile.highest < INT32_MAX) return;
+  if (highest < INT32_MAX || lowest == INT32_MAX) return;
+  const std::byte* real = nullptr;
+  for (int32_t i = 0; i < n; ++i)
+    if (tile.positions[i] < INT32_MAX) real = tile.rows[i];
   for (int32_t i = 0; i < kTile; ++i)
     if (tile.positions[i] == INT32_MAX) tile.rows[i] = real;
 }
@@ -153,21 +151,24 @@ ANNULUS_INLINE int32_t head_of(const AttendBlock& block, int32_t m) {
   return m / (block.rows * block.group) * block.group + m % block.group;
 }
 
+// Merges what row m of the block has seen: o relative to exp(scale max), with their sum.
+ANNULUS_INLINE void finish_row(const AttendBlock& block, int32_t m, float max, float sum,
+                               const float* o) {
+  const int32_t d = block.head_dim;
+  const int64_t at = row_of(block, m) * block.out_heads + head_of(block, m);
+  float* out = block.o + at * d;
+  float* lse = block.lse + at;
+  if (block.store) {
+    *lse = kMinusInfinity;
+    for (int32_t c = 0; c < d; ++c) out[c] = 0;
+  }
+  if (max == kMinusInfinity) return;
+  merge_row(out, lse, o, 1.0f / sum, max * block.scale + logf(sum), d);
+}
 static void finish(const AttendBlock& block, const RowState& rows, const float* o,
                    int64_t o_stride) {
-  const int32_t d = block.head_dim;
-  for (int32_t m = 0; m < block.rows * block.group * block.kv_heads; ++m) {
-    const int64_t at = row_of(block, m) * block.out_heads + head_of(block, m);
-    float* out = block.o + at * d;
-    float* lse = block.lse + at;
-    if (block.store) {
-      *lse = kMinusInfinity;
-      for (int32_t c = 0; c < d; ++c) out[c] = 0;
-    }
-    if (rows.max[m] == kMinusInfinity) continue;
-    const float sum = reduce_add(load(rows.sum + 16 * m));
-    merge_row(out, lse, o + m * o_stride, 1.0f / sum, rows.max[m] * block.scale + logf(sum), d);
-  }
+  for (int32_t m = 0; m < block.rows * block.group * block.kv_heads; ++m)
+    finish_row(block, m, rows.max[m], reduce_add(load(rows.sum + 16 * m)), o + m * o_stride);
 }
 
 // Scratch of a block. Words are four bytes, whatever they hold.

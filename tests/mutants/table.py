@@ -105,7 +105,7 @@ MUTANTS = (
            SHARDING),
     # -- the logarithm has another base
     Mutant("LSE in base 2", "of a block", KERNEL,
-           "rows.max[m] * block.scale + logf(sum)", "rows.max[m] * block.scale + logf(sum) * 1.44269504f", ATTENTION,
+           "max * block.scale + logf(sum)", "max * block.scale + logf(sum) * 1.44269504f", ATTENTION,
            quick=True),
     Mutant("LSE in base 2", "of a merge", KERNEL,
            "*lse = high + log1pf(weight);", "*lse = high + log1pf(weight) * 1.44269504f;", ATTENTION),
