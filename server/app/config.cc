@@ -80,8 +80,6 @@ std::vector<std::string> worker_flags(const ServeConfig& config) {
       absl::StrCat(config.threads),
       "--device",
       config.device,
-      "--gpu-attention",
-      config.gpu_attention,
       "--cpu-isa",
       config.isa < kernels::detect_cpu_isa() ? kernels::name(config.isa) : "auto",
       "--max-message-mib",

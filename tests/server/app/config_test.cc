@@ -44,9 +44,10 @@ TEST(Config, WorkersGetTheSameModel) {
   const std::string line = shell_command(worker_flags(config));
   for (const char* flag :
        {"--model /m", "--threads 3", "--context 99", "--rope-theta 0.10000000000000001",
-        "--rope-scaling linear:2", "--device cuda", "--gpu-attention cudnn"}) {
+        "--rope-scaling linear:2", "--device cuda"}) {
     EXPECT_NE(line.find(flag), std::string::npos) << line;
   }
+  EXPECT_EQ(line.find("cudnn"), std::string::npos) << line;  // the assignment says it
 }
 
 TEST(Config, CudnnIsForGpusAndBf16) {
