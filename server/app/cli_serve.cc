@@ -167,10 +167,7 @@ int serve(ServeFlags& flags) {
   config.isa = std::min(*isa, kernels::detect_cpu_isa());
   config.device = flags.model.device;
   config.cuda_graphs = flags.cuda_graphs == "on";
-  if (const auto fits = check_gpu_attention(config.gpu_attention, config.device, config.precision);
-      !fits.ok()) {
-    return refuse("serve", fits.message());
-  }
+  if (const auto fits = check_gpu_flags(config); !fits.ok()) return refuse("serve", fits.message());
   config.local_workers = flags.workers == "local";
   config.weights = *parse_weight_policy(flags.weights);
   if (const auto able = prepare_ranks(config); !able.ok()) return refuse("serve", able.message());

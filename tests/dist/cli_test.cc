@@ -41,6 +41,10 @@ TEST(Cli, WrongFlagsAreOneLine) {
     return annulus(more);
   };
   expect_one_line(by_cudnn({}), 2, "--device cuda");
+  expect_one_line(annulus({"serve", "--model", model, "--tune-gemm"}), 2,
+                  "--tune-gemm is for GPUs");
+  expect_one_line(annulus({"serve", "--model", model, "--cuda-graphs", "off"}), 2,
+                  "--cuda-graphs off is for GPUs");
   expect_one_line(by_cudnn({"--device", "cuda", "--precision", "fp32"}), 2, "--precision fp32");
   expect_one_line(by_cudnn({"--device", "cuda", "--workers", "external"}), 2, "heads of 64 or 128");
   expect_one_line(annulus({"serve", "--model", model, "--gpu-attention", "magic"}), 2, "cudnn");
