@@ -42,6 +42,19 @@ TEST_F(CudnnScripted, PlansAreFour) {
   EXPECT_EQ(cudnn_script().plans, 4);
 }
 
+TEST_F(CudnnScripted, PlansThatArePreparedAreAll) {
+  EXPECT_EQ(queue().cudnn()->prepare(2, {DType::kF32, 1, 64, 64}), 0);
+  EXPECT_EQ(queue().cudnn()->prepare(2, {DType::kBF16, 1, 80, 64}), 0);
+  EXPECT_EQ(cudnn_script().plans, 0) << "not for what tensor cores do not take";
+  EXPECT_EQ(queue().cudnn()->prepare(2, {DType::kBF16, 1, 64, 64}), 1024);
+  EXPECT_EQ(cudnn_script().plans, 4);
+  EXPECT_EQ(cudnn_script().runs, 0);
+  attend_to(40, 30);
+  attend_to(600, 10);
+  attend_to(1030, 5000);
+  EXPECT_EQ(cudnn_script().plans, 4);
+}
+
 TEST_F(CudnnScripted, FewRowsAreNotAskedFor) {
   attend_to(32, 100);  // of 2 heads: 64 rows
   EXPECT_EQ(cudnn_script().runs, 0);
