@@ -71,7 +71,7 @@ TEST(CudaEngineByCudnn, ARankThatMeasuresCompilesItsPlans) {
   const EngineProblem problem(Precision::kDefault,
                               "synthetic:layers=1,dim=64,heads=4,kv_heads=2,head_dim=64,ffn=64,"
                               "vocab=96,context=64");
-  script.no_engine = true;
+  script.engines = 0;
   script.runs = 0;
   on_worlds({2, 1}, {}, [&](int32_t me, NcclWorld& world, auto& rank) {
     auto queue = std::make_unique<CudaQueue>(0);
@@ -87,7 +87,7 @@ TEST(CudaEngineByCudnn, ARankThatMeasuresCompilesItsPlans) {
               std::string::npos)
         << error;
   });
-  script.no_engine = false;
+  script.engines = 1;
   EXPECT_EQ(script.runs, 0);
 }
 
