@@ -27,7 +27,8 @@ struct Case {
 class CudaDecode : public ::testing::TestWithParam<Case> {};
 
 // A shape is enqueued once and captured once for each of the two places of pinned memory, by owner
-// of the sequences; then it comes again, until attention's grids have grown by an eighth.
+// of the sequences; then it comes again, until attention's grids have outgrown what they were
+// rounded up to.
 TEST_P(CudaDecode, AnswerAsOneRankOnACpu) {
   const auto& [topology, variant, precision, most] = GetParam();
   const EngineProblem problem(precision, decode_script);
