@@ -2,6 +2,7 @@
 #include "bench/gpu_rank_of.h"
 
 #include "bench/rank_of_run.h"
+#include "kernels/cuda/cudnn_attention.h"
 #include "kernels/cuda/matrix.h"
 
 namespace annulus::bench {

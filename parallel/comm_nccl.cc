@@ -94,24 +94,43 @@ struct State {
     }
   }
 
-  // From any thread. Within the limit, or the process ends.
+  // From any thread.
   void abort(const std::string& why) {
     flag.raise(why);
-    std::promise<void> done;
-    std::thread helper([&] {
-      cudaSetDevice(device);
+    within_limit(why, [&] {
       {
         const std::lock_guard held(holders);
         for (const auto& each : graphs) each->end();  // an abort waits for them
         graphs.clear();
       }
       const std::lock_guard lock(calls);
-      // As one group: an abort frees memory, which waits for the other groups' kernels, which end
-      // only when they are aborted too.
-      api.group_start();
-      for (NcclComm comm : comms) api.comm_abort(comm);
-      api.group_end();
-      comms.clear();
+      abort_all(std::exchange(comms, {}));
+    });
+  }
+  // One in which nothing runs, for good; none where it was aborted with the others. It waits for no
+  // other rank.
+  void drop(NcclComm comm, const std::string& why) {
+    within_limit(why, [&] {
+      const std::lock_guard lock(calls);
+      if (std::erase(comms, comm) > 0) abort_all({comm});
+    });
+  }
+
+ private:
+  // As one group: an abort frees memory, which waits for the other groups' kernels, which end only
+  // when they are aborted too.
+  void abort_all(const std::vector<NcclComm>& which) {
+    api.group_start();
+    for (NcclComm comm : which) api.comm_abort(comm);
+    api.group_end();
+  }
+  // What may hang: then the process ends.
+  template <class Body>
+  void within_limit(const std::string& why, const Body& body) {
+    std::promise<void> done;
+    std::thread helper([&] {
+      cudaSetDevice(device);
+      body();
       done.set_value();
     });
     if (done.get_future().wait_for(options.abort_limit) != std::future_status::ready) {
@@ -177,6 +196,8 @@ class NcclGroup final : public Communicator<CudaQueue> {
     sums_ = &sums;
     symmetric_ = memory;
   }
+  // It is not used again.
+  void give_up(const std::string& why) { state_.drop(std::exchange(comm_, nullptr), why); }
   // Whether all ranks of the group say so. Throws where a peer is lost.
   bool all_agree(CudaQueue& queue, bool mine, Clock::time_point until) {
     const float yes = mine ? 1.0f : 0.0f;
@@ -385,11 +406,16 @@ struct NcclWorld::Impl {
     state.abort("the epoch is over");
     cudaStreamSynchronize(state.hops);
     cudaStreamDestroy(state.hops);
+    give_memory_back();
+  }
+
+  // The window went with its communicator.
+  void give_memory_back() {
     if (memory == nullptr) return;
-    // The window went with its communicator. Kernels of a step that was aborted may still write.
+    // Kernels of a step that was aborted may still write.
     cudaDeviceSynchronize();
     const std::lock_guard lock(state.calls);
-    state.api.mem_free(memory);
+    state.api.mem_free(std::exchange(memory, nullptr));
   }
 
   // Ranks of one communicator have one version of NCCL, which it checks.
@@ -409,11 +435,15 @@ struct NcclWorld::Impl {
       std::fprintf(stderr, "annulus: sums go without symmetric memory: %s\n", wrong.c_str());
     }
     votes = std::make_unique<CudaQueue>(state.device);
-    if (tp.all_agree(*votes, wrong.empty() && window != nullptr, until)) {
+    const bool all = tp.all_agree(*votes, wrong.empty() && window != nullptr, until);
+    votes.reset();
+    if (all) {
       tp.sum_small_by(sums,
                       {static_cast<std::byte*>(memory), index(state.options.symmetric_bytes)});
+    } else {  // whoever voted has done with registering: nobody waits for this rank there
+      sums.give_up("sums go without symmetric memory");
+      give_memory_back();
     }
-    votes.reset();
   }
 
   State state;

@@ -7,10 +7,10 @@
 // groups in one order, which the plan fixes. Sums are NCCL's: the same bits on every rank, in an
 // order that NCCL chooses by size. Small sums over the TP group (symmetric_memory()) go through
 // memory that the ranks of a host share, by NCCL 2.30 or newer where they reach each other's, on a
-// communicator of their own: a failed registration costs that one alone. A lost peer shows in
-// NCCL's asynchronous error or not at all: the control plane calls abort(), or the deadline of the
-// queue's finish() decides. Abort is given 5 s; then the process ends, because a kernel that waits
-// for a lost peer cannot be ended otherwise.
+// communicator of their own: a failed registration costs that one alone, which then goes at once. A
+// lost peer shows in NCCL's asynchronous error or not at all: the control plane calls abort(), or
+// the deadline of the queue's finish() decides. Abort is given 5 s; then the process ends, because
+// a kernel that waits for a lost peer cannot be ended otherwise.
 #pragma once
 
 #include <chrono>

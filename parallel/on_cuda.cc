@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The engine on GPUs: every template of this folder and of model/, for CudaQueue.
+#include "kernels/cuda/cudnn_attention.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/matrix.h"
 #include "kernels/cuda/queue.h"

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What one rank of a layout holds, in bytes, for a context: the same formulas as weights.cc,
 // rank_inl.h and ring_policy allocate by, without allocating. PURE. For `annulus plan`; tests hold
-// it to the engine. Not counted: what the runtime takes (CUDA context, NCCL buffers, code).
+// it to the engine. Not counted: what the runtime takes (CUDA context and graphs, NCCL buffers,
+// code).
 #pragma once
 
 #include <cstdint>

@@ -20,11 +20,16 @@ using device::kWarp;
 
 constexpr int kMostSplits = 512, kLeastSplitKeys = 512;
 
-// n or, from 16 on, up to an eighth more: what grows by a token a step keeps its grids and
-// addresses for many of them (CudaQueue::repeat).
-int64_t rounded(int64_t n) {
-  const auto step = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(n | 1))) / 8;
-  return step > 1 ? ceil_div(n, step) * step : n;
+// Up to which a count is doubled at most, for its surplus costs nothing to speak of: blocks that
+// find no work end at once; warps that write bounds of no keys are a quarter of what a GPU holds;
+// results of 128 elements are 2 MB. What is larger is up to an eighth more.
+constexpr int64_t kDoubledBlocks = 256, kDoubledPairs = 1024, kDoubledCells = 4096;
+
+int64_t rounded(int64_t n, int64_t doubled) {
+  const auto of = static_cast<uint64_t>(n);
+  if (n <= doubled) return n > 0 ? static_cast<int64_t>(std::bit_ceil(of)) : 0;
+  const auto step = static_cast<int64_t>(std::bit_floor(of)) / 8;
+  return ceil_div(n, step) * step;
 }
 
 __global__ void __launch_bounds__(kWarp) find_bounds(const Work* work, int count, Bounds* bounds) {
@@ -81,17 +86,17 @@ __global__ void combine_splits(const Work* work, Partial acc, Results results) {
 
 }  // namespace
 
-WorkPlan plan_work(CudaQueue& queue, std::span<const Segment> segments, const KvFormat& format,
-                   Partial acc, BlockSize block, int32_t splits) {
+WorkPlan cut_work(std::span<const Segment> segments, const KvFormat& format, int32_t heads,
+                  BlockSize block, int32_t splits) {
   WorkPlan plan;
-  const int64_t group = acc.heads / format.kv_heads;
-  int64_t pairs = 0, products = 0, cells = 0;
+  const int64_t group = heads / format.kv_heads;
+  int64_t products = 0;
   for (const Segment& segment : segments) {
     if (segment.q_count == 0 || segment.kv.count == 0) continue;
     Work& w = plan.work.emplace_back();
     w.segment = segment;
-    w.first_bound = static_cast<int32_t>(pairs);
-    pairs += ceil_div(segment.kv.count, kBoundKeys);
+    w.first_bound = static_cast<int32_t>(plan.pairs);
+    plan.pairs += ceil_div(segment.kv.count, kBoundKeys);
     w.row_tiles = static_cast<int32_t>(ceil_div(segment.q_count * group, block.rows));
     products += w.row_tiles * ceil_div(segment.kv.count, block.keys);
   }
@@ -106,19 +111,31 @@ WorkPlan plan_work(CudaQueue& queue, std::span<const Segment> segments, const Kv
     w.first_block = static_cast<int32_t>(plan.blocks);
     plan.blocks += int64_t{w.row_tiles} * w.splits;
     if (w.splits == 1) continue;
-    w.first_cell = cells;
-    cells += int64_t{w.splits} * w.segment.q_count * acc.heads;
+    w.first_cell = plan.cells;
+    plan.cells += int64_t{w.splits} * w.segment.q_count * heads;
     plan.longest_split = std::max(plan.longest_split, w.segment.q_count);
   }
-  plan.blocks = rounded(plan.blocks);
-  pairs = rounded(pairs);
-  cells = rounded(cells);
-  ANNULUS_CHECK(plan.work.size() <= 65535 && pairs <= INT32_MAX, plan.work.size(), " segments");
+  return plan;
+}
+
+void round_up(WorkPlan& plan) {
+  plan.blocks = rounded(plan.blocks, kDoubledBlocks);
+  plan.pairs = rounded(plan.pairs, kDoubledPairs);
+  plan.cells = rounded(plan.cells, kDoubledCells);
+}
+
+WorkPlan plan_work(CudaQueue& queue, std::span<const Segment> segments, const KvFormat& format,
+                   Partial acc, BlockSize block, int32_t splits) {
+  WorkPlan plan = cut_work(segments, format, acc.heads, block, splits);
+  if (queue.repeating()) round_up(plan);  // nobody captures a prompt
+  ANNULUS_CHECK(plan.work.size() <= 65535 && plan.pairs <= INT32_MAX, plan.work.size(),
+                " segments");
   plan.on_device = queue.upload(std::span<const Work>(plan.work));
-  Bounds* const bounds = queue.scratch<Bounds>(pairs);
+  Bounds* const bounds = queue.scratch<Bounds>(plan.pairs);
   plan.bounds = bounds;
-  plan.results = {queue.scratch<float>(cells * acc.head_dim), queue.scratch<float>(cells)};
-  launch(queue, {blocks_for(pairs, 1)}, {kWarp}, find_bounds, plan.on_device.data(),
+  plan.results = {queue.scratch<float>(plan.cells * acc.head_dim),
+                  queue.scratch<float>(plan.cells)};
+  launch(queue, {blocks_for(plan.pairs, 1)}, {kWarp}, find_bounds, plan.on_device.data(),
          static_cast<int>(plan.work.size()), bounds);
   return plan;
 }

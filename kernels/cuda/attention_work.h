@@ -48,6 +48,8 @@ struct WorkPlan {
   const Bounds* bounds = nullptr;
   Results results = {};
   int64_t blocks = 0;         // the grid's x, the last of which may have no work; its y: KV heads
+  int64_t pairs = 0;          // of bounds
+  int64_t cells = 0;          // of results
   int32_t longest_split = 0;  // query rows of the longest segment with several splits
 };
 
@@ -66,6 +68,14 @@ void each_way(std::span<const Segment> segments, const WayOf& way_of, const Enqu
   for (const Segment& segment : segments) ways[way_of(segment)].push_back(segment);
   for (const auto& [way, its] : ways) enqueue(way, std::span<const Segment>(its));
 }
+
+// plan_work() but for the device's part: work, and exactly what it takes.
+WorkPlan cut_work(std::span<const Segment> segments, const KvFormat& format, int32_t heads,
+                  BlockSize block, int32_t splits);
+
+// More of everything, so that work that grows by a token a step keeps its grids and addresses for
+// many of them (CudaQueue::repeat).
+void round_up(WorkPlan& plan);
 
 // Enqueues the tables of these segments, but for those without queries or keys, in scratch of the
 // surrounding Mark. splits: of every segment, or 0: as many as fill the GPU.

@@ -139,7 +139,20 @@ __global__ void __launch_bounds__(kMergeWarps* kWarp)
   if (lane == 0) acc.lse[to] = top + logf(total);
 }
 
+SdpaShape shape_of(int32_t heads, const KvFormat& format, int64_t queries, int64_t keys) {
+  return {heads, format.kv_heads,      format.head_dim, queries,
+          keys,  SdpaMask::kFirstRows, DType::kF32};
+}
+
 }  // namespace
+
+int32_t CudnnAttention::prepare(int32_t heads, const KvFormat& format) {
+  if (!tensor_cores_take(format)) return 0;
+  for (const int32_t queries : {kCudnnQueries.large, kCudnnQueries.small})
+    for (const int32_t keys : {kCudnnKeys.large, kCudnnKeys.small})
+      plan_of(shape_of(heads, format, queries, keys));
+  return kCudnnQueries.large;
+}
 
 void CudnnAttention::attend(CudaQueue& queue, ConstTensor q, std::span<const Segment> segments,
                             const KvFormat& format, float scale, Partial acc) {
@@ -191,8 +204,7 @@ void CudnnAttention::attend_block(CudaQueue& queue, const Block& block, const Kv
            block.rows, kv.positions + first, count, first_rows, least);
     for_each(queue, size, chunks.row_elements(),
              GatherKeys{kv, chunks, first, block.rows, first_rows, keys});
-    Sdpa& sdpa = plan_of({acc.heads, format.kv_heads, format.head_dim, block.rows, size,
-                          SdpaMask::kFirstRows, DType::kF32});
+    Sdpa& sdpa = plan_of(shape_of(acc.heads, format, block.rows, size));
     sdpa.attend(queue, q, keys, scale, o, lse, first_rows);
     launch(queue, {blocks_for(int64_t{block.queries} * acc.heads, kMergeWarps)},
            {kMergeWarps * kWarp}, merge_block, order, block.queries, least, size / kBlock, o, lse,

@@ -128,6 +128,7 @@ class CudaQueue {
     (log(parts), ...);
     return false;
   }
+  bool repeating() const { return repeating_; }  // inside repeat()'s body, on whatever call
   bool captures() const { return mode_ == Mode::kCapture; }
   bool records() const { return mode_ != Mode::kEnqueue; }  // logs or captures
 

@@ -2,6 +2,7 @@
 #include "kernels/cuda/sdpa.h"
 
 #include <limits>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -39,15 +40,26 @@ Sdpa::Sdpa(const CudnnApi& api, const SdpaShape& shape) : api_(api), shape_(shap
                              ", ", shape.queries, " queries, ", shape.keys,
                              " keys, on this GPU; --gpu-attention own needs none"));
   }
-  CudnnOwned plan(api_, kCudnnPlan);
-  plan.set(kCudnnPlanHandle, kCudnnOfHandle, 1, &made);
-  plan.set_descriptor(kCudnnPlanConfig, engines.front().raw());
-  plan.finalize("a plan");
-  int64_t count = 0, workspace = 0;
-  check_cudnn(api_, api_.get(plan.raw(), kCudnnPlanWorkspace, kCudnnOfInt64, 1, &count, &workspace),
-              "the workspace's size");
-  plan_ = std::make_unique<Plan>(
-      Plan{std::move(handle), std::move(graph), std::move(engines), std::move(plan), workspace});
+  // What the heuristics name may still fail to compile on this GPU: then the next best.
+  std::string why;
+  for (const CudnnOwned& engine : engines) {
+    CudnnOwned plan(api_, kCudnnPlan);
+    plan.set(kCudnnPlanHandle, kCudnnOfHandle, 1, &made);
+    plan.set_descriptor(kCudnnPlanConfig, engine.raw());
+    if (const int status = api_.finalize(plan.raw()); status != 0) {
+      why = cudnn_failure(api_, status, "a plan");
+      continue;
+    }
+    int64_t count = 0, workspace = 0;
+    check_cudnn(api_,
+                api_.get(plan.raw(), kCudnnPlanWorkspace, kCudnnOfInt64, 1, &count, &workspace),
+                "the workspace's size");
+    plan_ = std::make_unique<Plan>(
+        Plan{std::move(handle), std::move(graph), std::move(engines), std::move(plan), workspace});
+    return;
+  }
+  throw DeviceError(
+      concat(why, " (the last of ", engines.size(), " engines; --gpu-attention own needs none)"));
 }
 
 Sdpa::~Sdpa() = default;

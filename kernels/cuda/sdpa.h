@@ -3,7 +3,7 @@
 // the yardstick of our own kernels. Keys lie one after the other; cuDNN 9.19 knows neither page
 // tables nor positions. A plan belongs to one shape and is compiled when it is made, in 0.25 to
 // 0.4 s. Used from the thread of its queue. Errors: DeviceError with cuDNN's own words, also where
-// it has no engine for a shape.
+// it has no engine for a shape, or can compile none of those that it names.
 #pragma once
 
 #include <compare>

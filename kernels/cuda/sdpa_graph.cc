@@ -5,11 +5,14 @@
 
 namespace annulus::kernels {
 
-void check_cudnn(const CudnnApi& api, int status, const char* what) {
-  if (status == 0) return;
+std::string cudnn_failure(const CudnnApi& api, int status, const char* what) {
   char text[1024] = "";
   api.last_error(text, sizeof text);
-  throw DeviceError(concat("cuDNN, ", what, ": status ", status, ", ", text));
+  return concat("cuDNN, ", what, ": status ", status, ", ", text);
+}
+
+void check_cudnn(const CudnnApi& api, int status, const char* what) {
+  if (status != 0) throw DeviceError(cudnn_failure(api, status, what));
 }
 
 CudnnOwned::CudnnOwned(const CudnnApi& api, int type) : api_(api) {

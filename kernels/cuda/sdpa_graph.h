@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <deque>
 #include <initializer_list>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -15,6 +16,8 @@
 
 namespace annulus::kernels {
 
+// What failed, in cuDNN's own words.
+std::string cudnn_failure(const CudnnApi& api, int status, const char* what);
 void check_cudnn(const CudnnApi& api, int status, const char* what);
 
 // A descriptor of cuDNN's.

@@ -78,8 +78,7 @@ struct ModelFlags {
   const CLI::Option* given = nullptr;  // --model
   int64_t context = 0;
   double rope_theta = 0;
-  std::string rope_scaling, device = "cpu", gpu_attention = "own", cpu_isa = "auto",
-                            log_level = "info";
+  std::string rope_scaling, device = "cpu", cpu_isa = "auto", log_level = "info";
 
   void add_to(CLI::App& app) {
     given = app.add_option(
@@ -97,12 +96,6 @@ struct ModelFlags {
                    "none, linear:FACTOR or llama3:FACTOR:LOW:HIGH:ORIGINAL_CONTEXT");
     app.add_option("--device", device, "what a rank computes on: cpu, or cuda (one GPU a rank)")
         ->check(CLI::IsMember({"cpu", "cuda"}))
-        ->capture_default_str();
-    app.add_option(
-           "--gpu-attention", gpu_attention,
-           "with --device cuda, whose attention many rows (prompts) get: own, or cudnn, the "
-           "library; few rows (decode) always get our own")
-        ->check(CLI::IsMember({"own", "cudnn"}))
         ->capture_default_str();
     app.add_option("--cpu-isa", cpu_isa,
                    "cap on instructions: auto, portable, avx2, avx512, avx512-bf16, amx")
@@ -174,11 +167,7 @@ int serve(ServeFlags& flags) {
   config.isa = std::min(*isa, kernels::detect_cpu_isa());
   config.device = flags.model.device;
   config.cuda_graphs = flags.cuda_graphs == "on";
-  config.gpu_attention = flags.model.gpu_attention;
-  if (const auto fits = check_gpu_attention(config.gpu_attention, config.device, config.precision);
-      !fits.ok()) {
-    return refuse("serve", fits.message());
-  }
+  if (const auto fits = check_gpu_flags(config); !fits.ok()) return refuse("serve", fits.message());
   config.local_workers = flags.workers == "local";
   config.weights = *parse_weight_policy(flags.weights);
   if (const auto able = prepare_ranks(config); !able.ok()) return refuse("serve", able.message());
@@ -263,17 +252,11 @@ int work(WorkerFlags& flags) {
     options.model = *path;
     options.overrides = flags.model.overrides();
   }
-  if (const auto fits = check_gpu_attention(flags.model.gpu_attention, flags.model.device,
-                                            kernels::Precision::kDefault);
-      !fits.ok()) {
-    return refuse("worker", fits.message());
-  }
   if (flags.ranks > 1) return work_as_host(flags);
   const auto isa = kernels::parse_cpu_isa(flags.model.cpu_isa);
   if (!isa.ok()) return refuse("worker", isa.status().message());
   options.isa = std::min(*isa, kernels::detect_cpu_isa());
   options.cuda = flags.model.device == "cuda";
-  options.cudnn_attention = flags.model.gpu_attention == "cudnn";
   if (options.threads == 0) options.threads = usable_cores();
   options.orphan_timeout = absl::Seconds(flags.orphan_timeout_s);
   options.drain_timeout = absl::Seconds(flags.drain_timeout_s);
@@ -318,6 +301,10 @@ void add_serve(CLI::App& app, Command& run) {
          "and sends the weights to its context-parallel peers. auto: a rank is sent what it would "
          "read from a network file system and a rank on another host has")
       ->check(CLI::IsMember({"auto", "read", "send"}));
+  option("--gpu-attention", config.gpu_attention,
+         "with --device cuda, whose attention many rows (prompts) get: own, or cudnn, the library, "
+         "which every rank must have; few rows (decode) always get our own")
+      ->check(CLI::IsMember({"own", "cudnn"}));
   option("--cuda-graphs", flags->cuda_graphs,
          "with --device cuda: decode steps that come again are launched as CUDA graphs")
       ->check(CLI::IsMember({"on", "off"}));

@@ -44,14 +44,18 @@ absl::StatusOr<std::optional<parallel::Variant>> parse_attention(const std::stri
       absl::StrCat("--attention is \"", text, "\": auto, pass-kv, pass-q or gather-q"));
 }
 
-absl::Status check_gpu_attention(const std::string& gpu_attention, const std::string& device,
-                                 kernels::Precision precision) {
-  if (gpu_attention != "cudnn") return absl::OkStatus();
-  if (device != "cuda") {
+absl::Status check_gpu_flags(const ServeConfig& config) {
+  const bool cudnn = config.gpu_attention == "cudnn";
+  if (config.device != "cuda") {
+    const char* const flag = cudnn                 ? "--gpu-attention cudnn"
+                             : config.tune_gemm    ? "--tune-gemm"
+                             : !config.cuda_graphs ? "--cuda-graphs off"
+                                                   : nullptr;
+    if (flag == nullptr) return absl::OkStatus();
     return absl::InvalidArgumentError(
-        "--gpu-attention cudnn is for GPUs: give --device cuda, or leave it out");
+        absl::StrCat(flag, " is for GPUs: give --device cuda, or leave it out"));
   }
-  if (precision == kernels::Precision::kF32) {
+  if (cudnn && config.precision == kernels::Precision::kF32) {
     return absl::InvalidArgumentError(
         "--gpu-attention cudnn multiplies bf16, not what --precision fp32 holds: leave one out");
   }
@@ -80,8 +84,6 @@ std::vector<std::string> worker_flags(const ServeConfig& config) {
       absl::StrCat(config.threads),
       "--device",
       config.device,
-      "--gpu-attention",
-      config.gpu_attention,
       "--cpu-isa",
       config.isa < kernels::detect_cpu_isa() ? kernels::name(config.isa) : "auto",
       "--max-message-mib",

@@ -67,9 +67,8 @@ std::string default_model_path();
 absl::StatusOr<kernels::Precision> parse_precision(const std::string& text);
 const char* name(kernels::Precision precision);
 absl::StatusOr<std::optional<parallel::Variant>> parse_attention(const std::string& text);
-// InvalidArgument where --gpu-attention does not go with the device, or with the precision.
-absl::Status check_gpu_attention(const std::string& gpu_attention, const std::string& device,
-                                 kernels::Precision precision);
+// InvalidArgument where a flag for GPUs could do nothing: without one, or with this precision.
+absl::Status check_gpu_flags(const ServeConfig& config);
 // HOST:PORT, or PORT on the loopback. IPv4 or a name: CivetWeb is built without IPv6.
 absl::StatusOr<HostPort> parse_metrics(const std::string& text);
 

@@ -55,6 +55,12 @@ class EpochRank {
   virtual parallel::Rank::Breadcrumb breadcrumb() const = 0;
 };
 
+// What an epoch is made of, beside its weights.
+struct EpochWish {
+  parallel::Topology topology;
+  bool cudnn_attention = false;  // segments of many rows of a bf16 cache, heads of 64 or 128
+};
+
 // Which weights.
 struct WeightKey {
   uint64_t fingerprint = 0;  // of the model
@@ -67,8 +73,9 @@ class Device {
  public:
   virtual ~Device() = default;
   virtual std::string name() const = 0;  // "avx2", "NVIDIA H100 80GB HBM3"
-  // FailedPrecondition where it cannot be a rank of this layout: asked before anything is loaded.
-  virtual absl::Status ready_for(parallel::Topology topology) const = 0;
+  // FailedPrecondition where it cannot be a rank of such an epoch, for NCCL or cuDNN is missing or
+  // it is no GPU: asked before anything is loaded.
+  virtual absl::Status ready_for(const EpochWish& wish) const = 0;
   virtual bool holds_weights() const = 0;
   virtual int64_t weight_bytes() const = 0;
   // Why no later epoch can run in this process; empty where one can. Asked when an epoch has
@@ -76,8 +83,7 @@ class Device {
   virtual std::string fault() const = 0;
   // A rank that will have these weights. Others that the device holds are dropped: both at once
   // might not fit. The device outlives the rank.
-  virtual absl::StatusOr<std::shared_ptr<EpochRank>> begin(int64_t epoch,
-                                                           parallel::Topology topology,
+  virtual absl::StatusOr<std::shared_ptr<EpochRank>> begin(int64_t epoch, const EpochWish& wish,
                                                            int32_t world_rank,
                                                            const WeightKey& key) = 0;
 };
@@ -86,9 +92,11 @@ class Device {
 std::unique_ptr<Device> make_cpu_device(int32_t threads, kernels::CpuIsa isa,
                                         const std::string& transports);
 // FailedPrecondition, saying what is missing: CUDA in this build, a GPU, a driver or cuBLAS. NCCL
-// is looked for when an epoch of more than one rank begins. cudnn_attention: segments of many rows
-// of a bf16 cache with heads of 64 or 128 are cuDNN's, which must be here; name() says so.
-absl::StatusOr<std::unique_ptr<Device>> make_cuda_device(int32_t gpu, bool cudnn_attention);
+// and cuDNN are looked for when an epoch needs them: of more than one rank, of its attention.
+absl::StatusOr<std::unique_ptr<Device>> make_cuda_device(int32_t gpu);
+// FailedPrecondition where GPUs of this host cannot have cuDNN's attention, saying what is missing:
+// CUDA in this build, or cuDNN.
+absl::Status check_cudnn();
 // GPUs that this process may use; 0 where there is none.
 int32_t cuda_device_count();
 

@@ -17,8 +17,13 @@ struct Cpu {
 
   std::string name() const { return kernels::name(isa); }
   std::string fault() const { return ""; }
-  absl::Status ready_for(parallel::Topology) const { return absl::OkStatus(); }
-  std::unique_ptr<Queue> queue() const { return std::make_unique<Queue>(threads, isa); }
+  absl::Status ready_for(const EpochWish& wish) const {
+    if (!wish.cudnn_attention) return absl::OkStatus();
+    return absl::FailedPreconditionError(
+        "the front end wants attention by cuDNN, and this worker computes on a CPU: start it with "
+        "--device cuda, or the front end without --gpu-attention cudnn");
+  }
+  std::unique_ptr<Queue> queue(bool) const { return std::make_unique<Queue>(threads, isa); }
   std::unique_ptr<Queue> loader() const { return std::make_unique<Queue>(1); }
   absl::StatusOr<std::unique_ptr<World>> world(parallel::Topology topology, int32_t world_rank,
                                                int64_t epoch) const {

@@ -18,20 +18,20 @@ struct Gpu {
   using World = parallel::NcclWorld;
   kernels::CudaDevice device;
   const kernels::CublasLtApi* cublas = nullptr;
-  const kernels::CudnnApi* cudnn = nullptr;  // null: attention by our kernels
 
-  std::string name() const {
-    if (cudnn == nullptr) return device.name;
-    return absl::StrCat(device.name, ", attention by cuDNN ", cudnn->version());
-  }
+  std::string name() const { return device.name; }
   std::string fault() const { return kernels::cuda_fault(); }
-  absl::Status ready_for(parallel::Topology topology) const {
-    return topology.world() == 1 ? absl::OkStatus() : parallel::load_nccl().status();
+  absl::Status ready_for(const EpochWish& wish) const {
+    if (wish.topology.world() > 1) {
+      if (const auto nccl = parallel::load_nccl(); !nccl.ok()) return nccl.status();
+    }
+    return wish.cudnn_attention ? check_cudnn() : absl::OkStatus();
   }
-  std::unique_ptr<Queue> queue() const {
+  // cudnn_attention: ready_for() has found it.
+  std::unique_ptr<Queue> queue(bool cudnn_attention) const {
     auto out = std::make_unique<Queue>(device.index);
     out->use(*cublas);
-    if (cudnn != nullptr) out->use(*cudnn);
+    if (cudnn_attention) out->use(**kernels::load_cudnn());
     return out;
   }
   std::unique_ptr<Queue> loader() const { return std::make_unique<Queue>(device.index); }
@@ -59,16 +59,8 @@ struct Gpu {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Device>> make_cuda_device(int32_t gpu, bool cudnn_attention) {
+absl::StatusOr<std::unique_ptr<Device>> make_cuda_device(int32_t gpu) {
   Gpu out;
-  if (cudnn_attention) {
-    const auto cudnn = kernels::load_cudnn();
-    if (!cudnn.ok()) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("--gpu-attention cudnn: ", cudnn.status().message()));
-    }
-    out.cudnn = *cudnn;
-  }
   auto found = kernels::find_cuda_device(gpu);
   if (!found.ok()) return found.status();
   const auto cublas = kernels::load_cublaslt();
@@ -76,6 +68,13 @@ absl::StatusOr<std::unique_ptr<Device>> make_cuda_device(int32_t gpu, bool cudnn
   out.device = *std::move(found);
   out.cublas = *cublas;
   return std::make_unique<DeviceOn<Gpu>>(std::move(out));
+}
+
+absl::Status check_cudnn() {
+  const auto cudnn = kernels::load_cudnn();
+  if (cudnn.ok()) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("--gpu-attention cudnn: ", cudnn.status().message()));
 }
 
 int32_t cuda_device_count() {
@@ -89,10 +88,13 @@ int32_t cuda_device_count() {
 
 namespace annulus::server {
 
-absl::StatusOr<std::unique_ptr<Device>> make_cuda_device(int32_t, bool) {
+absl::Status check_cudnn() {
   return absl::FailedPreconditionError(
       "this build has no GPU code: run deploy/install --cuda, then deploy/build "
       "-DANNULUS_CUDA=ON; --device cpu needs neither");
+}
+absl::StatusOr<std::unique_ptr<Device>> make_cuda_device(int32_t) {
+  return check_cudnn();
 }
 int32_t cuda_device_count() {
   return 0;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Device and EpochRank for one backend, which gives
 //   Queue, World                      the types
-//   name(), ready_for(topology), fault()
-//   queue() -> unique_ptr<Queue>      for a rank, on the thread that will use it: after world(),
+//   name(), ready_for(wish), fault()
+//   queue(cudnn_attention) -> unique_ptr<Queue>
+//                                     for a rank, on the thread that will use it: after world(),
 //                                     whose threads must not inherit a pinned core
 //   loader() -> unique_ptr<Queue>     to load weights with
 //   world(topology, world_rank, epoch) -> StatusOr<unique_ptr<World>>
@@ -37,12 +38,13 @@ class EpochRankOn final : public EpochRank {
  public:
   using Queue = typename Backend::Queue;
 
-  EpochRankOn(Backend backend, int64_t epoch, parallel::Topology topology, int32_t world_rank,
+  EpochRankOn(Backend backend, int64_t epoch, const EpochWish& wish, int32_t world_rank,
               kernels::Precision precision, HeldWeights<Queue>& held,
               std::unique_ptr<typename Backend::World> world)
       : backend_(std::move(backend)),
         epoch_(epoch),
-        topology_(topology),
+        topology_(wish.topology),
+        cudnn_attention_(wish.cudnn_attention),
         world_rank_(world_rank),
         precision_(precision),
         held_(held),
@@ -72,7 +74,7 @@ class EpochRankOn final : public EpochRank {
       held_ = {};  // nobody knows whose are wrong: the next epoch loads them again
       return same;
     }
-    auto queue = backend_.queue();
+    auto queue = backend_.queue(cudnn_attention_);
     kernels::PhaseClock& phases = queue->phases();  // the rank's, which lives as long
     auto rank = parallel::Rank::create(config, held_.weights, std::move(queue), world_->groups(),
                                        topology_, world_rank_, epoch_, options);
@@ -90,7 +92,7 @@ class EpochRankOn final : public EpochRank {
       std::span<const std::string> addresses,
       const std::function<void(int done, int of)>& told) override {
     if (auto status = world_->connect(addresses); !status.ok()) return status;
-    queue_ = backend_.queue();
+    queue_ = backend_.queue(cudnn_attention_);
     const parallel::Examination measured = parallel::examine(*queue_, world_->groups(), told);
     RankExamination out{.figures = {}, .facts = backend_.versions()};
     for (size_t i = 0; i < measured.size(); ++i) {
@@ -136,6 +138,7 @@ class EpochRankOn final : public EpochRank {
   const Backend backend_;
   const int64_t epoch_;
   const parallel::Topology topology_;
+  const bool cudnn_attention_;
   const int32_t world_rank_;
   const kernels::Precision precision_;
   HeldWeights<Queue>& held_;  // the device's
@@ -154,22 +157,20 @@ class DeviceOn final : public Device {
   explicit DeviceOn(Backend backend) : backend_(std::move(backend)) {}
 
   std::string name() const override { return backend_.name(); }
-  absl::Status ready_for(parallel::Topology topology) const override {
-    return backend_.ready_for(topology);
-  }
+  absl::Status ready_for(const EpochWish& wish) const override { return backend_.ready_for(wish); }
 
   std::string fault() const override { return backend_.fault(); }
   bool holds_weights() const override { return held_.weights != nullptr; }
   int64_t weight_bytes() const override { return held_.weights ? held_.weights->bytes : 0; }
 
-  absl::StatusOr<std::shared_ptr<EpochRank>> begin(int64_t epoch, parallel::Topology topology,
+  absl::StatusOr<std::shared_ptr<EpochRank>> begin(int64_t epoch, const EpochWish& wish,
                                                    int32_t world_rank,
                                                    const WeightKey& key) override {
     if (std::exchange(key_, key) != key) held_ = {};
-    auto world = backend_.world(topology, world_rank, epoch);
+    auto world = backend_.world(wish.topology, world_rank, epoch);
     if (!world.ok()) return world.status();
-    return std::make_shared<EpochRankOn<Backend>>(backend_, epoch, topology, world_rank,
-                                                  key.precision, held_, *std::move(world));
+    return std::make_shared<EpochRankOn<Backend>>(backend_, epoch, wish, world_rank, key.precision,
+                                                  held_, *std::move(world));
   }
 
  private:

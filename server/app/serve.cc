@@ -175,6 +175,7 @@ absl::Status FrontEnd::start_engine() {
       .trace = trace_ != nullptr,
       .graphs = config_.cuda_graphs,
       .tune_gemm = config_.tune_gemm,
+      .cudnn_attention = config_.gpu_attention == "cudnn",
       .weights = config_.weights,
       .outline = model_.checkpoint->is_generated() ? "" : model_.checkpoint->outline()};
   control.on_stuck = [this](int64_t pid) {

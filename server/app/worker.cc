@@ -301,7 +301,8 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
   if (assignment.examine() != (options_.model.empty() && !options_.no_model)) {
     return absl::InvalidArgumentError("the assignment is of another kind than this worker");
   }
-  if (absl::Status ready = device_.ready_for(topology); !ready.ok()) return ready;
+  const EpochWish wish{topology, assignment.cudnn_attention()};
+  if (absl::Status ready = device_.ready_for(wish); !ready.ok()) return ready;
   if (options_.no_model) {
     auto outline = parallel::Checkpoint::from_outline(assignment.outline());
     if (!outline.ok()) return outline.status();
@@ -330,7 +331,7 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
     key = {kept_.checkpoint->fingerprint(), topology.tp, topology.tp_rank(assignment.world_rank()),
            precision};
   }
-  auto epoch = device_.begin(assignment.epoch(), topology, assignment.world_rank(), key);
+  auto epoch = device_.begin(assignment.epoch(), wish, assignment.world_rank(), key);
   if (!epoch.ok()) return epoch.status();
   kept_.last_rank = assignment.world_rank();
   v1::WorkerMessage message;
@@ -552,7 +553,7 @@ void end_on_signals(double drain_s) {
 
 absl::StatusOr<std::unique_ptr<Device>> device_of(const WorkerOptions& options) {
   if (!options.cuda) return make_cpu_device(options.threads, options.isa, options.transports);
-  if (options.gpu >= 0) return make_cuda_device(options.gpu, options.cudnn_attention);
+  if (options.gpu >= 0) return make_cuda_device(options.gpu);
   const int32_t gpus = cuda_device_count();
   if (gpus > 1 && options.wanted_rank < 0) {
     return absl::InvalidArgumentError(
@@ -560,7 +561,7 @@ absl::StatusOr<std::unique_ptr<Device>> device_of(const WorkerOptions& options) 
   }
   // The ranks of a host take its GPUs in turn.
   const int32_t turn = options.local_rank >= 0 ? options.local_rank : options.wanted_rank;
-  return make_cuda_device(gpus > 0 ? std::max(turn, 0) % gpus : 0, options.cudnn_attention);
+  return make_cuda_device(gpus > 0 ? std::max(turn, 0) % gpus : 0);
 }
 
 }  // namespace

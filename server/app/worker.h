@@ -26,9 +26,8 @@ struct WorkerOptions {
   parallel::ConfigOverrides overrides;
   int32_t threads = 1;
   kernels::CpuIsa isa = kernels::CpuIsa::kPortable;
-  bool cuda = false;             // on a GPU; threads, isa and transports are the CPU's
-  int32_t gpu = -1;              // which; -1: by rank
-  bool cudnn_attention = false;  // on a GPU
+  bool cuda = false;  // on a GPU; threads, isa and transports are the CPU's
+  int32_t gpu = -1;   // which; -1: by rank
   std::string secret;
   std::string transports;                             // UCX's list; empty: it chooses per peer
   absl::Duration orphan_timeout = absl::Seconds(60);  // without a front end: end

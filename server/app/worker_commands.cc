@@ -21,9 +21,13 @@ namespace {
 // FailedPrecondition where this host cannot be all ranks of the config's device.
 absl::Status check_local_device(const ServeConfig& config) {
   if (config.device != "cuda") return absl::OkStatus();
-  const auto gpu = make_cuda_device(0, config.gpu_attention == "cudnn");
+  const EpochWish wish{config.topology, config.gpu_attention == "cudnn"};
+  if (wish.cudnn_attention) {  // before the GPU: a library is sooner mended
+    if (auto here = check_cudnn(); !here.ok()) return here;
+  }
+  const auto gpu = make_cuda_device(0);
   if (!gpu.ok()) return gpu.status();
-  if (auto ready = (*gpu)->ready_for(config.topology); !ready.ok()) return ready;
+  if (auto ready = (*gpu)->ready_for(wish); !ready.ok()) return ready;
   if (config.topology.world() <= cuda_device_count()) return absl::OkStatus();
   return absl::FailedPreconditionError(
       absl::StrCat(config.topology.world(), " ranks need as many GPUs; this host has ",

@@ -47,6 +47,7 @@ struct EpochPlan {  // what every epoch of this front end is
   bool profile = false;  // ranks report times by phase
   bool trace = false;    // ranks tell what they did when, and their clocks are compared
   bool graphs = true, tune_gemm = false;  // RankOptions
+  bool cudnn_attention = false;           // of GPUs, which then need cuDNN
   bool examine = false;  // no model, no steps: ranks measure and report, and that is the epoch
   WeightPolicy weights = WeightPolicy::kAuto;
   std::string outline;  // of the model, for workers without its file; empty: there are none

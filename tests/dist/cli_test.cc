@@ -41,11 +41,15 @@ TEST(Cli, WrongFlagsAreOneLine) {
     return annulus(more);
   };
   expect_one_line(by_cudnn({}), 2, "--device cuda");
+  expect_one_line(annulus({"serve", "--model", model, "--tune-gemm"}), 2,
+                  "--tune-gemm is for GPUs");
+  expect_one_line(annulus({"serve", "--model", model, "--cuda-graphs", "off"}), 2,
+                  "--cuda-graphs off is for GPUs");
   expect_one_line(by_cudnn({"--device", "cuda", "--precision", "fp32"}), 2, "--precision fp32");
   expect_one_line(by_cudnn({"--device", "cuda", "--workers", "external"}), 2, "heads of 64 or 128");
   expect_one_line(annulus({"serve", "--model", model, "--gpu-attention", "magic"}), 2, "cudnn");
   expect_one_line(annulus({"worker", "--connect", "127.0.0.1:1", "--gpu-attention", "cudnn"}), 2,
-                  "--device cuda");
+                  "--gpu-attention");  // the front end's alone
   // The library is looked for before the GPU. A build without GPU code says that instead.
   setenv("ANNULUS_CUDNN", "/nowhere/libcudnn.so.9", 1);
   const Outcome missing = by_cudnn({"--device", "cuda"});

@@ -88,6 +88,26 @@ TEST(External, AStrangerIsRefusedInOneLine) {
   EXPECT_NE(other_model.err.find("another model"), std::string::npos) << other_model.err;
 }
 
+// The front end decides whose attention all ranks have: one that cannot says so, and no epoch
+// starts.
+TEST(External, ARankThatCannotHaveTheAttentionOfTheOthersSaysSo) {
+  Process front({bench::annulus_binary(), "serve", "--model",
+                 "synthetic:layers=1,dim=128,heads=2,kv_heads=1", "--port", "0", "--workers",
+                 "external", "--device", "cuda", "--gpu-attention", "cudnn"});
+  ASSERT_TRUE(front.wait_for_output("--rank 0")) << front.err();
+  std::string command = printed_commands(front.out()).at(0);
+  const std::string on_gpu = "--device cuda";
+  ASSERT_NE(command.find(on_gpu), std::string::npos) << command;
+  command.replace(command.find(on_gpu), on_gpu.size(), "--device cpu");
+  Process worker({"/bin/sh", "-c", command});
+  for (int i = 0; i < 300 && worker.err().find("failed here") == std::string::npos; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  EXPECT_NE(worker.err().find("epoch 1 failed here: the front end wants attention by cuDNN"),
+            std::string::npos)
+      << worker.err();
+  EXPECT_EQ(front.out().find("ready on"), std::string::npos);
+}
+
 // What Slurm, Kubernetes and systemd do: everybody is told to end at once.
 TEST(External, RanksOutlastTheirSigtermWhileTheFrontEndDrains) {
   const auto front = serve_external("0");

@@ -17,7 +17,8 @@ class CudnnScripted : public CudaTest {
   void SetUp() override {
     CudaTest::SetUp();
     cudnn_script().plans = cudnn_script().runs = 0;
-    cudnn_script().no_engine = false;
+    cudnn_script().engines = 1;
+    cudnn_script().refused = 0;
     queue().use(scripted_cudnn());
   }
   // One sequence of as many new tokens and keys, no key being hidden.
@@ -42,6 +43,19 @@ TEST_F(CudnnScripted, PlansAreFour) {
   EXPECT_EQ(cudnn_script().plans, 4);
 }
 
+TEST_F(CudnnScripted, PlansThatArePreparedAreAll) {
+  EXPECT_EQ(queue().cudnn()->prepare(2, {DType::kF32, 1, 64, 64}), 0);
+  EXPECT_EQ(queue().cudnn()->prepare(2, {DType::kBF16, 1, 80, 64}), 0);
+  EXPECT_EQ(cudnn_script().plans, 0) << "not for what tensor cores do not take";
+  EXPECT_EQ(queue().cudnn()->prepare(2, {DType::kBF16, 1, 64, 64}), 1024);
+  EXPECT_EQ(cudnn_script().plans, 4);
+  EXPECT_EQ(cudnn_script().runs, 0);
+  attend_to(40, 30);
+  attend_to(600, 10);
+  attend_to(1030, 5000);
+  EXPECT_EQ(cudnn_script().plans, 4);
+}
+
 TEST_F(CudnnScripted, FewRowsAreNotAskedFor) {
   attend_to(32, 100);  // of 2 heads: 64 rows
   EXPECT_EQ(cudnn_script().runs, 0);
@@ -50,17 +64,41 @@ TEST_F(CudnnScripted, FewRowsAreNotAskedFor) {
 }
 
 TEST_F(CudnnScripted, NoEngineIsSaid) {
-  cudnn_script().no_engine = true;
-  try {
-    attend_to(40, 30);
-    ADD_FAILURE() << "attention without an engine";
-  } catch (const DeviceError& error) {
-    EXPECT_NE(std::string(error.what()).find("--gpu-attention own"), std::string::npos)
-        << error.what();
-  }
-  cudnn_script().no_engine = false;
+  const auto error = [&] {
+    try {
+      attend_to(40, 30);
+    } catch (const DeviceError& thrown) {
+      return std::string(thrown.what());
+    }
+    return std::string("attention without an engine");
+  };
+  const auto says = [](const std::string& line, const char* words) {
+    EXPECT_NE(line.find(words), std::string::npos) << line;
+    EXPECT_NE(line.find("--gpu-attention own"), std::string::npos) << line;
+  };
+  cudnn_script().engines = 0;
+  says(error(), "has no engine");
+  cudnn_script().engines = cudnn_script().refused = 3;
+  says(error(), "a plan: status 3000, scripted (the last of 3 engines");
+  EXPECT_EQ(cudnn_script().runs, 0);
+  cudnn_script().engines = 1;
+  cudnn_script().refused = 0;
   attend_to(40, 30);
   EXPECT_EQ(cudnn_script().runs, 1);
+}
+
+// The heuristics' first choice cannot be compiled, the second can.
+TEST_F(CudnnScripted, TheNextEngineTakesThePlaceOfOneThatIsRefused) {
+  const int before = cudnn_script().live;
+  cudnn_script().engines = 3;
+  attend_to(40, 30);
+  EXPECT_EQ(cudnn_script().ran, 0);
+  const int with_the_first = cudnn_script().live - before;
+  cudnn_script().refused = 1;
+  attend_to(40, 5000);  // another size, another plan
+  EXPECT_EQ(cudnn_script().ran, 1);
+  EXPECT_EQ(cudnn_script().plans, 2);
+  EXPECT_EQ(cudnn_script().live - before, 2 * with_the_first) << "refused plans stay";
 }
 
 TEST(CudnnScriptedQueue, EverythingIsGivenBack) {

@@ -27,6 +27,7 @@ namespace {
 using namespace kernels;
 
 constexpr int64_t kWorkspace = 4096;
+constexpr int kRefused = 3000;  // CUDNN_STATUS_NOT_SUPPORTED
 
 struct Descriptor;
 
@@ -51,6 +52,7 @@ struct Descriptor {
   bool final = false;
   std::map<int, std::vector<std::byte>> attributes;
   std::shared_ptr<const Program> program;  // of a graph, an engine, a plan
+  int engine = -1;                         // of an engine, a plan
 
   template <class T>
   std::vector<T> all(int name) const {
@@ -342,7 +344,7 @@ int set_stream(CudnnHandle handle, cudaStream_t stream) {
 }
 int descriptor_create(int type, CudnnDescriptor* descriptor) {
   ++cudnn_script().live;
-  *descriptor = new Descriptor{type, false, {}, {}};
+  *descriptor = new Descriptor{type, false, {}, {}, -1};
   return 0;
 }
 int descriptor_destroy(CudnnDescriptor descriptor) {
@@ -368,12 +370,14 @@ int finalize(CudnnDescriptor descriptor) {
     d.program = d.part(kCudnnHeuristicsGraph, kCudnnGraph).program;
   }
   if (d.type == kCudnnPlan) {
-    ++cudnn_script().plans;
     ANNULUS_CHECK(d.one<CudnnHandle>(kCudnnPlanHandle) != nullptr, "a plan without a handle");
     const auto* const engine =
         static_cast<const Descriptor*>(d.one<CudnnDescriptor>(kCudnnPlanConfig));
     ANNULUS_CHECK(engine->program != nullptr, "an engine from nowhere");
+    if (engine->engine < cudnn_script().refused) return kRefused;
+    ++cudnn_script().plans;
     d.program = engine->program;
+    d.engine = engine->engine;
   }
   return 0;
 }
@@ -389,16 +393,19 @@ int get(CudnnDescriptor descriptor, int name, int type, int64_t room, int64_t* c
     return 0;
   }
   ANNULUS_CHECK(name == kCudnnHeuristicsResults && type == kCudnnOfDescriptor, name);
-  *count = cudnn_script().no_engine ? 0 : 1;
-  if (room == 0 || *count == 0) return 0;
-  Descriptor& engine = as(static_cast<CudnnDescriptor*>(values)[0]);
-  ANNULUS_CHECK(engine.type == kCudnnEngineConfig, engine.type);
-  engine.program = d.program;
+  *count = cudnn_script().engines;
+  for (int i = 0; i < std::min<int64_t>(room, *count); ++i) {
+    Descriptor& engine = as(static_cast<CudnnDescriptor*>(values)[i]);
+    ANNULUS_CHECK(engine.type == kCudnnEngineConfig, engine.type);
+    engine.program = d.program;
+    engine.engine = i;
+  }
   return 0;
 }
 
 int execute(CudnnHandle handle, CudnnDescriptor plan, CudnnDescriptor pack) {
   ++cudnn_script().runs;
+  cudnn_script().ran = as(plan).engine;
   const Descriptor& p = as(pack);
   ANNULUS_CHECK(p.final && as(plan).final, "pointers that are not finalised");
   ANNULUS_CHECK(p.one<void*>(kCudnnPackWorkspace) != nullptr, "no workspace");

@@ -12,7 +12,8 @@
 namespace annulus::testing {
 
 struct CudnnScript {
-  std::atomic<bool> no_engine{false};
+  // Engines for a graph, the first of which cannot be compiled; which one ran last.
+  std::atomic<int> engines{1}, refused{0}, ran{-1};
   std::atomic<int> plans{0}, runs{0}, live{0};  // live: handles and descriptors not destroyed yet
 };
 CudnnScript& cudnn_script();

@@ -64,6 +64,33 @@ TEST(CudaEngineByCudnn, AnswersAsOneRankOnACpu) {
   EXPECT_GT(annulus::testing::cudnn_script().runs, before);
 }
 
+// Plans are compiled before anything is timed, let alone served, for the shape that a rank has:
+// with no engine for one, a rank of two says so then.
+TEST(CudaEngineByCudnn, ARankThatMeasuresCompilesItsPlans) {
+  annulus::testing::CudnnScript& script = annulus::testing::cudnn_script();
+  const EngineProblem problem(Precision::kDefault,
+                              "synthetic:layers=1,dim=64,heads=4,kv_heads=2,head_dim=64,ffn=64,"
+                              "vocab=96,context=64");
+  script.engines = 0;
+  script.runs = 0;
+  on_worlds({2, 1}, {}, [&](int32_t me, NcclWorld& world, auto& rank) {
+    auto queue = std::make_unique<CudaQueue>(0);
+    queue->use(annulus::testing::scripted_cudnn());
+    rank = problem.rank_on(std::move(queue), world.groups(), {2, 1}, me);
+    std::string error = "none";
+    try {
+      (void)rank->measure();
+    } catch (const kernels::DeviceError& thrown) {
+      error = thrown.what();
+    }
+    EXPECT_NE(error.find("attention of 2 over 1 heads of 64, 1024 queries, 8192 keys"),
+              std::string::npos)
+        << error;
+  });
+  script.engines = 1;
+  EXPECT_EQ(script.runs, 0);
+}
+
 TEST(CudaWeights, ThatWereSentAnswerAsThoseThatWereRead) {
   const EngineProblem fp32(Precision::kF32), bf16(Precision::kDefault);
   fp32.expect_equal(answers_of(fp32, {2, 3}, Variant::kPassKv, {.sent = true}));

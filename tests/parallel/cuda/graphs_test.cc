@@ -5,8 +5,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <memory>
+#include <span>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "tests/parallel/cuda/emulated_ranks.h"
@@ -27,7 +31,8 @@ struct Case {
 class CudaDecode : public ::testing::TestWithParam<Case> {};
 
 // A shape is enqueued once and captured once for each of the two places of pinned memory, by owner
-// of the sequences; then it comes again, until attention's grids have grown by an eighth.
+// of the sequences; then it comes again, until attention's grids have outgrown what they were
+// rounded up to.
 TEST_P(CudaDecode, AnswerAsOneRankOnACpu) {
   const auto& [topology, variant, precision, most] = GetParam();
   const EngineProblem problem(precision, decode_script);
@@ -123,6 +128,73 @@ TEST(CudaDecodeGraphs, AnAbortEndsThoseThatWait) {
       control.join();
       EXPECT_EQ(queue.graphs()->counts().kept, 0);
     }
+  });
+}
+
+// A CP group of one, which dawdles while work is logged, inside what is timed as attention.
+class Dawdling final : public Communicator<CudaQueue> {
+ public:
+  static constexpr std::chrono::milliseconds kPause{250};
+
+  Dawdling(Communicator<CudaQueue>& group, const CudaQueue& queue) : group_(group), queue_(queue) {}
+  int32_t rank() const override { return 0; }
+  int32_t size() const override { return 1; }
+  void all_reduce(CudaQueue& queue, std::span<float> data, const OpId& op) override {
+    group_.all_reduce(queue, data, op);
+  }
+  void all_gather(CudaQueue& queue, ConstBytes own, Bytes out, std::span<const int64_t> bytes,
+                  const OpId& op) override {
+    group_.all_gather(queue, own, out, bytes, op);
+  }
+  void all_to_all(CudaQueue& queue, std::span<const ConstBytes> send,
+                  std::span<const Bytes> receive, const OpId& op) override {
+    group_.all_to_all(queue, send, receive, op);
+  }
+  Transfer exchange(CudaQueue& queue, ConstBytes send, int32_t to, Bytes receive, int32_t from,
+                    const OpId& op) override {
+    return group_.exchange(queue, send, to, receive, from, op);
+  }
+  void await(CudaQueue& queue, Transfer transfer) override {
+    group_.await(queue, std::move(transfer));
+  }
+  void progress() override { group_.progress(); }
+  void set_deadline(std::chrono::steady_clock::time_point at) override { group_.set_deadline(at); }
+  void abort(const std::string& why) override { group_.abort(why); }
+  int64_t bytes_sent() const override {
+    if (queue_.records() && !queue_.captures()) std::this_thread::sleep_for(kPause);
+    return 0;
+  }
+  double waited_us() const override { return 0; }
+
+ private:
+  Communicator<CudaQueue>& group_;
+  const CudaQueue& queue_;
+};
+
+TEST(CudaDecodeGraphs, TimesOfAStepThatIsCapturedCountOnce) {
+  const EngineProblem problem(Precision::kF32, decode_script);
+  on_worlds({1, 1}, {}, [&](int32_t me, NcclWorld& world, auto&) {
+    auto owned = std::make_unique<CudaQueue>(0);
+    CudaQueue& queue = *owned;
+    Groups<CudaQueue> groups = world.groups();
+    Dawdling cp(*groups.cp, queue);
+    groups.cp = &cp;
+    const auto own_rank = problem.rank_on(std::move(owned), groups, {1, 1}, me);
+    int64_t captured = 0;
+    for (const StepPlan& whole : decode_script(1, Variant::kPassKv)) {
+      if (captured == 2) break;
+      ShardState state = own_rank->state();
+      apply_ops(state, whole);
+      const auto result = own_rank->apply(plan_for_rank(state, whole, 0), problem.soon());
+      ASSERT_TRUE(result.ok()) << result.status();
+      const int64_t before = std::exchange(captured, queue.graphs()->counts().captured);
+      if (captured == before) continue;
+      for (const GroupReport& group : result->groups) {
+        EXPECT_GT(group.attend_us, 0);
+        EXPECT_LT(group.attend_us, std::chrono::microseconds(Dawdling::kPause).count());
+      }
+    }
+    EXPECT_EQ(captured, 2);
   });
 }
 

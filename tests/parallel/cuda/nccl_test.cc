@@ -340,12 +340,16 @@ TEST_F(NcclSymmetric, NothingOfItBelow230OrWhereItIsOff) {
   EXPECT_EQ(counted.plain, (std::map<size_t, int64_t>{{36, 4}}));  // nobody asked who has memory
 }
 
-// Ranks that wait for one that failed, or never came, give up; all go on without.
+// Ranks that wait for one that failed, or never came, give up; all go on without, and keep neither
+// the communicator nor the memory.
 TEST_F(NcclSymmetric, OneRankWithoutMemoryMeansNone) {
   NcclOptions options = kPatient;
   const auto plain = [](NcclWorld&, Groups<CudaQueue> groups, CudaQueue& queue) {
     EXPECT_EQ(groups.tp->symmetric_memory(4), nullptr);
-    expect_sum(groups, queue, {queue.scratch<float>(9), 9}, 1);
+    expect_sum(groups, queue, {queue.scratch<float>(9), 9}, 1);  // all ranks are connected
+    EXPECT_EQ(nccl_script().live, 2 * 3);                        // world's and TP's
+    EXPECT_EQ(nccl_script().live_memory, 0);
+    groups.tp->progress();
   };
   const auto expect_none = [&](const char* said) {
     ::testing::internal::CaptureStderr();

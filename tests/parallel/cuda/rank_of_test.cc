@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "bench/rank_of_run.h"
+#include "kernels/cuda/cudnn_attention.h"
 #include "kernels/cuda/matrix.h"
 #include "kernels/cuda/queue.h"
 

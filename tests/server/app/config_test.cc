@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <string>
+#include <utility>
 
 namespace annulus::server {
 namespace {
@@ -44,20 +46,36 @@ TEST(Config, WorkersGetTheSameModel) {
   const std::string line = shell_command(worker_flags(config));
   for (const char* flag :
        {"--model /m", "--threads 3", "--context 99", "--rope-theta 0.10000000000000001",
-        "--rope-scaling linear:2", "--device cuda", "--gpu-attention cudnn"}) {
+        "--rope-scaling linear:2", "--device cuda"}) {
     EXPECT_NE(line.find(flag), std::string::npos) << line;
+  }
+  EXPECT_EQ(line.find("cudnn"), std::string::npos) << line;  // the assignment says it
+}
+
+TEST(Config, FlagsForGpusNeedOne) {
+  ServeConfig on_gpu, on_cpu;
+  on_gpu.device = "cuda";
+  on_cpu.precision = kernels::Precision::kF32;
+  for (const auto& [flag, set] :
+       {std::pair{"--gpu-attention cudnn", +[](ServeConfig& c) { c.gpu_attention = "cudnn"; }},
+        std::pair{"--tune-gemm", +[](ServeConfig& c) { c.tune_gemm = true; }},
+        std::pair{"--cuda-graphs off", +[](ServeConfig& c) { c.cuda_graphs = false; }}}) {
+    EXPECT_TRUE(check_gpu_flags(on_cpu).ok());
+    set(on_gpu);
+    EXPECT_TRUE(check_gpu_flags(on_gpu).ok()) << flag;
+    ServeConfig wrong = on_cpu;
+    set(wrong);
+    EXPECT_EQ(check_gpu_flags(wrong).message(),
+              std::string(flag) + " is for GPUs: give --device cuda, or leave it out");
   }
 }
 
-TEST(Config, CudnnIsForGpusAndBf16) {
-  constexpr auto kF32 = kernels::Precision::kF32, kDefault = kernels::Precision::kDefault;
-  EXPECT_TRUE(check_gpu_attention("own", "cpu", kF32).ok());
-  EXPECT_TRUE(check_gpu_attention("cudnn", "cuda", kDefault).ok());
-  const auto says = [](const absl::Status& status, const char* text) {
-    return status.message().find(text) != std::string::npos;
-  };
-  EXPECT_TRUE(says(check_gpu_attention("cudnn", "cpu", kDefault), "--device cuda"));
-  EXPECT_TRUE(says(check_gpu_attention("cudnn", "cuda", kF32), "--precision fp32"));
+TEST(Config, CudnnMultipliesBf16) {
+  ServeConfig config;
+  config.device = "cuda";
+  config.gpu_attention = "cudnn";
+  config.precision = kernels::Precision::kF32;
+  EXPECT_NE(check_gpu_flags(config).message().find("--precision fp32"), std::string::npos);
 }
 
 TEST(Config, ShellCommandsAreQuoted) {

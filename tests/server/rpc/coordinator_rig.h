@@ -27,6 +27,7 @@ class CoordinatorTest : public ::testing::Test {
     plan.precision = "fp32";
     plan.context = 100;
     plan.vocab = 10;
+    plan.cudnn_attention = true;
     return plan;
   }
 

@@ -27,6 +27,8 @@ TEST_F(CoordinatorTest, AnEpochStartsInOrder) {
   EXPECT_EQ(first[0].assignment().epoch(), 1);
   EXPECT_EQ(first[0].assignment().precision(), "fp32");
   EXPECT_EQ(first[0].assignment().context(), 100);
+  EXPECT_TRUE(first[0].assignment().cudnn_attention());
+  EXPECT_TRUE(second[0].assignment().cudnn_attention());
 
   address(1, 1);
   EXPECT_TRUE(coordinator_.take().messages.empty());
