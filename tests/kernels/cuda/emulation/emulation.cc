@@ -488,7 +488,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
       waited_for = std::max(waited_for, event->count);
     } else {
       stream->capture = graph;
-      graph->joined.try_emplace(stream, 0);
+      graph->joined.try_emplace(stream);
     }
     return cudaSuccess;
   }
