@@ -52,7 +52,7 @@ absl::Status run_rank_of_decode(const RankOfOptions& options, parallel::Rank& ra
       plan.digest = rank.state().digest;
       if (rank.begun() == most) rank.end();
       const StepPlan mine = plan_for_rank(rank.state(), plan, options.cp_rank);
-      const absl::Status begun = rank.begin(mine, Clock::now() + std::chrono::minutes(1), {});
+      absl::Status begun = rank.begin(mine, Clock::now() + std::chrono::minutes(1), {});
       if (!begun.ok()) return begun;
     }
     while (rank.begun() > 0) rank.end();

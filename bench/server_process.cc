@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -62,8 +63,11 @@ absl::StatusOr<ServerProcess> ServerProcess::start(const std::vector<std::string
   for (std::string& a : args) argv.push_back(a.data());
   argv.push_back(nullptr);
 
+  const pid_t parent = getpid();
   server.pid_ = fork();
   if (server.pid_ == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGTERM);  // whoever ends the benchmark ends its server
+    if (getppid() != parent) _exit(1);
     const int fd = open(log.c_str(), O_CREAT | O_WRONLY | O_APPEND, 0600);
     dup2(fd, 1);
     dup2(fd, 2);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A running engine for benchmarks and tests: `annulus serve` started as a process of its own on a
-// free loopback port, with whatever flags, and ended (SIGTERM, then SIGKILL) with the object. Used
-// from one thread.
+// free loopback port, with whatever flags, and ended (SIGTERM, then SIGKILL) with the object, or by
+// SIGTERM when the thread that started it ends. Used from one thread.
 #pragma once
 
 #include <sys/types.h>

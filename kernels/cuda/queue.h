@@ -124,7 +124,7 @@ class CudaQueue {
     if (mode_ != Mode::kLog) [[likely]]
       return true;
     log(work);
-    log((size_t{0} + ... + sizeof(Parts)));
+    log((size_t{0} + ... + sizeof(Parts)));  // NOLINT(bugprone-sizeof-expression): of pointers, too
     (log(parts), ...);
     return false;
   }
@@ -248,7 +248,7 @@ class CudaQueue {
     __builtin_clear_padding(&part);
 #endif
     const auto* const bytes = reinterpret_cast<const std::byte*>(&part);
-    log_.insert(log_.end(), bytes, bytes + sizeof part);
+    log_.insert(log_.end(), bytes, bytes + sizeof(Part));  // NOLINT(bugprone-sizeof-expression)
   }
 
   cudaStream_t stream_ = nullptr;

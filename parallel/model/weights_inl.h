@@ -124,8 +124,7 @@ absl::Status load_weights_into(Queue& queue, const Checkpoint& checkpoint, int t
                                kernels::Precision precision, const LoadProgress& progress,
                                const OnMatrix& on_matrix, LlamaWeights<Queue>& weights) {
   const ModelTensors& tensors = checkpoint.tensors();
-  const absl::Status status = check_tp(checkpoint.config(), tp_size);
-  if (!status.ok()) return status;
+  if (absl::Status status = check_tp(checkpoint.config(), tp_size); !status.ok()) return status;
 
   const RankSlice slice = slice_rank(checkpoint, tp_rank, tp_size);
   weights.layers.resize(slice.layers.size());
