@@ -135,7 +135,9 @@ CublasAlgo Gemm::choice(const Shape& shape, const Plan& plan) const {
   for (const auto& [other, timed] : plans_) {
     const bool alike = other.type == shape.type && other.n == shape.n && other.k == shape.k;
     if (!timed.tuned || !alike || distance(other) >= nearest) continue;
-    const auto offered = [&](const CublasAlgo& algo) { return same(algo, timed.algo); };
+    const auto offered = [&same, &its = timed.algo](const CublasAlgo& algo) {
+      return same(algo, its);
+    };
     if (std::none_of(plan.offered.begin(), plan.offered.end(), offered)) continue;
     nearest = distance(other);
     out = timed.algo;
