@@ -8,7 +8,9 @@
 
 #include "kernels/cpu/vec.h"
 
-#if defined(__AMX_BF16__) && defined(__AMX_TILE__)
+// clang 14 spells them without underscores.
+#if (defined(__AMX_BF16__) && defined(__AMX_TILE__)) || \
+    (defined(__AMXBF16__) && defined(__AMXTILE__))
 #define ANNULUS_HAS_AMX 1
 
 namespace annulus::kernels::ANNULUS_ISA {
@@ -30,7 +32,6 @@ constexpr TileConfig tile_config(int rows) {
   }
   return config;
 }
-inline constexpr TileConfig kWholeTiles = tile_config(kAmxRows);
 
 // The intrinsics of GCC 12 do not tell the compiler that they touch memory: between writing it and
 // loading a tile, and between storing a tile and reading it.

@@ -4,10 +4,10 @@
 // panel is 16 rows; two at a time share what tiles load of K and V. Tiles and vectors take turns:
 // where both are under way, vectors issue half as fast (measured on Emerald Rapids), and a store of
 // a tile holds up products as long as one takes.
-// Numerics  a tile of o takes in 32 keys at a time, whose sum begins at zero. o and the sums of P
-//           are relative to a reference: a row's maximum when it was taken. It is raised, and o
-//           scaled, only where the maximum exceeds it by kSlack; P, up to 2^kSlack then, is as
-//           exact as ever. P rounds to the nearest bf16, ties up.
+// Numerics  a tile of o takes in 32 keys at a time, whose sum begins at zero; so does that of P
+// over
+//           a tile of keys. P rounds to the nearest bf16, ties up, and is at most 1: where one key
+//           outweighs all others, it is exact.
 // Included by attention_impl.cc only, which has the rest.
 #pragma once
 
@@ -18,10 +18,10 @@
 namespace annulus::kernels::ANNULUS_ISA {
 namespace {
 
-// 2^x, at -inf 0. x up to 127.
+// 2^x, at -inf 0.
 ANNULUS_INLINE Vec exp2(Vec x) {
   const __m512 r = _mm512_reduce_ps(x.v, 9);   // x - floor(x)
-  __m512 p = _mm512_set1_ps(0x1.e974f6p-10f);  // of 2^r, 0 <= r < 1, off by 1.5e-7 of it
+  __m512 p = _mm512_set1_ps(0x1.e974f6p-10f);  // 2^r, off by 2e-7 of itself
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.277856p-7f));
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.c91ce6p-5f));
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.ebdb56p-3f));
@@ -32,7 +32,7 @@ ANNULUS_INLINE Vec exp2(Vec x) {
 
 class AmxBlock {
  public:
-  static constexpr int32_t kBlockRows = 384;  // packing a tile of keys costs as much as 60 rows
+  static constexpr int32_t kBlockRows = 384;
 
   AmxBlock(const AttendBlock& block, std::byte* scratch)
       : block_(block),
@@ -65,23 +65,25 @@ class AmxBlock {
     int64_t work = 0;
     locate(block_, block_.first_key, tiles[0]);
     for (int32_t first = block_.first_key, i = 0; first < block_.last_key; first += kTile, ++i) {
+      if (work >= kPollWork && block_.poll != nullptr) {
+        work = 0;
+        block_.poll(block_.poll_context);
+      }
+      work += kTile;  // of what nobody sees, too
       const KeyTile &tile = tiles[i % 2], &next = tiles[1 - i % 2];
       locate(block_, first + kTile, tiles[1 - i % 2]);
       if (tile.lowest > highest) continue;
       pack(tile);
       take_in(tile, next.lowest > highest ? nullptr : &next);
-      work += int64_t{m_} * kTile;
-      if (work >= kPollWork && block_.poll != nullptr) {
-        work = 0;
-        block_.poll(block_.poll_context);
-      }
+      work += (panels_ * kAmxRows + kRowsOfPacking) * kTile;
     }
     for (int32_t panel = 0; panel < panels_; ++panel) end_panel(panel);
   }
 
  private:
   static constexpr int64_t kTileBytes = 1024;
-  static constexpr float kSlack = 8;  // base 2
+  static constexpr int64_t kRowsOfPacking = 64;  // that cost as much as packing a tile of keys
+  static constexpr TileConfig kWholeTiles = tile_config(kAmxRows);
   static constexpr int32_t kGroups = kTile / kAmxRows, kHalves = kTile / kAmxInputs;
 
   struct Release {
@@ -91,7 +93,7 @@ class AmxBlock {
     Release& operator=(const Release&) = delete;
   };
   struct alignas(64) Panel {  // by row
-    float reference[16];      // raw scores
+    float highest_score[16];  // so far, raw
     float sum[16];            // of P
     int32_t position[16];
     int32_t lowest, highest;  // of them
@@ -138,7 +140,7 @@ class AmxBlock {
         at.highest = position > at.highest ? position : at.highest;
       }
       at.position[i] = position;
-      at.reference[i] = kMinusInfinity;
+      at.highest_score[i] = kMinusInfinity;
       at.sum[i] = 0;
     }
     for (int32_t step = 0; step < steps_; ++step) {
@@ -239,28 +241,23 @@ class AmxBlock {
 
   // Scores of a panel become P.
   __attribute__((always_inline)) void soften(int32_t panel, const KeyTile& tile, float* scores) {
-    raise(panel, tile, scores);
+    hide(panel, tile, scores);
+    const Vec highest = raise(panel, scores);
     Panel& at = state(panel);
-    const Vec seen = select_seen(load(at.reference));
-    const Vec shift = {_mm512_fnmadd_ps(seen.v, factor_.v, _mm512_setzero_ps())};
-    Vec sums[2] = {load(at.sum), zero()};
+    Vec sums[2] = {zero(), zero()};
     auto* const p = reinterpret_cast<std::byte*>(scores);
     for (int32_t group = 0; group < kGroups; ++group) {
       ANNULUS_UNROLL
       for (int32_t pair = 0; pair < 8; ++pair) {
         const float* x = scores + (group * 16 + pair * 2) * 16;
-        const Vec a = exp2(fma(load(x), factor_, shift));
-        const Vec b = exp2(fma(load(x + 16), factor_, shift));
+        const Vec a = exp2(mul(sub(load(x), highest), factor_));
+        const Vec b = exp2(mul(sub(load(x + 16), highest), factor_));
         sums[0] = add(sums[0], a);
         sums[1] = add(sums[1], b);
         _mm512_store_si512(p + (group * 8 + pair) * 64, pair_of(a, b));
       }
     }
-    store(at.sum, add(sums[0], sums[1]));
-  }
-  static Vec select_seen(Vec reference) {
-    return {_mm512_maskz_mov_ps(
-        _mm512_cmp_ps_mask(reference.v, _mm512_set1_ps(kMinusInfinity), _CMP_NEQ_UQ), reference.v)};
+    store(at.sum, add(load(at.sum), add(sums[0], sums[1])));
   }
   // a and b rounded to bf16, side by side by lane.
   static __m512i pair_of(Vec a, Vec b) {
@@ -270,18 +267,23 @@ class AmxBlock {
     return _mm512_mask_blend_epi16(0xaaaaaaaau, x, y);
   }
 
-  // Hides what the panel's rows do not see, and raises their references.
-  void raise(int32_t panel, const KeyTile& tile, float* scores) {
+  // Scores of what the panel's rows do not see become -inf.
+  void hide(int32_t panel, const KeyTile& tile, float* scores) {
     Panel& at = state(panel);
-    if (tile.highest > at.lowest) {
-      const __m512i position = _mm512_load_si512(at.position);
-      for (int32_t key = 0; key < kTile; ++key) {
-        const __mmask16 seen =
-            _mm512_cmple_epi32_mask(_mm512_set1_epi32(tile.positions[key]), position);
-        store(scores + 16 * key, {_mm512_mask_mov_ps(_mm512_set1_ps(kMinusInfinity), seen,
-                                                     load(scores + 16 * key).v)});
-      }
+    if (tile.highest <= at.lowest) return;
+    const __m512i position = _mm512_load_si512(at.position);
+    for (int32_t key = 0; key < kTile; ++key) {
+      const __mmask16 seen =
+          _mm512_cmple_epi32_mask(_mm512_set1_epi32(tile.positions[key]), position);
+      store(scores + 16 * key,
+            {_mm512_mask_mov_ps(_mm512_set1_ps(kMinusInfinity), seen, load(scores + 16 * key).v)});
     }
+  }
+
+  // Takes the rows' highest scores, and scales o and sum where they rise. Returns them; 0 where a
+  // row has seen nothing yet, so that P is 0 and no NaN.
+  Vec raise(int32_t panel, const float* scores) {
+    Panel& at = state(panel);
     Vec top[4];
     ANNULUS_UNROLL
     for (int i = 0; i < 4; ++i) top[i] = load(scores + 16 * i);
@@ -290,25 +292,21 @@ class AmxBlock {
       ANNULUS_UNROLL
       for (int i = 0; i < 4; ++i) top[i] = max(top[i], load(scores + 16 * (key + i)));
     }
-    const Vec highest = max(max(top[0], top[1]), max(top[2], top[3]));
-    const Vec reference = load(at.reference);
-    // Not "above": a NaN raises, too.
-    const __mmask16 raised = _mm512_cmp_ps_mask(mul(sub(highest, reference), factor_).v,
-                                                _mm512_set1_ps(kSlack), _CMP_NLE_UQ);
-    const __mmask16 unseen =
-        _mm512_cmp_ps_mask(highest.v, _mm512_set1_ps(kMinusInfinity), _CMP_EQ_OQ);
-    const __mmask16 change = static_cast<__mmask16>(raised & ~unseen);
-    if (change == 0) [[likely]]
-      return;
-    const Vec now = {_mm512_mask_mov_ps(reference.v, change, highest.v)};
-    const Vec correction = {
-        _mm512_mask_mov_ps(_mm512_set1_ps(1), change, exp2(mul(sub(reference, now), factor_)).v)};
-    store(at.reference, now);
-    store(at.sum, mul(load(at.sum), correction));
-    float* const out = o(panel);
-    for (int32_t i = 0; i < columns_ * 16; ++i)
-      store(out + 16 * i, mul(load(out + 16 * i), correction));
-    tile_fence();
+    const Vec before = load(at.highest_score);
+    const Vec now = max(before, max(max(top[0], top[1]), max(top[2], top[3])));
+    if (_mm512_cmp_ps_mask(now.v, before.v, _CMP_GT_OQ) != 0) {
+      store(at.highest_score, now);
+      // Of rows whose maximum stays, exactly 1; of those that see their first key, 0.
+      const Vec correction = {_mm512_mask_mov_ps(exp2(mul(sub(before, now), factor_)).v,
+                                                 _mm512_cmp_ps_mask(now.v, before.v, _CMP_EQ_OQ),
+                                                 _mm512_set1_ps(1))};
+      store(at.sum, mul(load(at.sum), correction));
+      float* const out = o(panel);
+      for (int32_t i = 0; i < columns_ * 16; ++i)
+        store(out + 16 * i, mul(load(out + 16 * i), correction));
+    }
+    return {_mm512_maskz_mov_ps(
+        _mm512_cmp_ps_mask(now.v, _mm512_set1_ps(kMinusInfinity), _CMP_NEQ_UQ), now.v)};
   }
 
   // scores = K q^T of both panels. Four sums at a time: a product waits 52 cycles for its sum, and
@@ -387,7 +385,7 @@ class AmxBlock {
       transpose(in, rows + 16 * c, 256);
     }
     for (int32_t i = 0; i < kAmxRows && panel * kAmxRows + i < m_; ++i)
-      finish_row(block_, panel * kAmxRows + i, at.reference[i], at.sum[i], rows + 256 * i);
+      finish_row(block_, panel * kAmxRows + i, at.highest_score[i], at.sum[i], rows + 256 * i);
   }
 
   const AttendBlock& block_;

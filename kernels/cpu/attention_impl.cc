@@ -4,12 +4,14 @@
 // Tensors   q, K, V in the dtype of the cache, where they lie; scores, sums and o in fp32.
 // Mapping   one block per call and thread. M = query rows x heads of the group.
 // Tiles     64 keys. Tiled: K transposed to [words][64] and V to [words][columns], shared by the
-//           panels of 6 or 16 rows (attention_panels.h). Few rows: K and V read in place, scores of
-//           all KV heads in the order of addresses, 16 keys at a time (AMX: attention_few_amx.h).
+//           panels of 6 rows (attention_panels.h). Few rows: K and V read in place, scores of all
+//           KV heads in the order of addresses, 16 keys at a time. bf16 with AMX: attention_amx.h
+//           and, few rows, attention_few_amx.h.
 // Numerics  products of bf16 accumulate in fp32 (vdpbf16ps: P rounds to bf16; without it K, V and q
 //           widen to fp32 and P stays). Sums of P are fp32, unrounded. A row's maximum starts at
 //           -inf; while it is, nothing visible was seen and the shift is 0, so exp gives 0, no NaN.
-//           K and V of padding are never read: they may be uninitialised.
+//           K and V of padding are never read: they may be uninitialised. V of a key that a row
+//           does not see must be finite: 0 times it is added where others see it.
 // Limits    head_dim % 8 == 0 (few: % 32), checked by attention.cc.
 #include "kernels/cpu/attention_amx.h"
 #include "kernels/cpu/attention_fetch.h"
@@ -42,6 +44,11 @@ void attend_tiled(const AttendBlock& block, std::byte* scratch) {
   KeyTile tile;
   int64_t work = 0;
   for (int32_t first = block.first_key; first < block.last_key; first += kTile) {
+    if (work >= kPollWork && block.poll != nullptr) {
+      work = 0;
+      block.poll(block.poll_context);
+    }
+    work += kTile;  // of what nobody sees, too
     locate(block, first, tile);
     if (tile.lowest > all.highest) continue;
     for (int key = 0; key < kTile; key += 16) {
@@ -83,10 +90,6 @@ void attend_tiled(const AttendBlock& block, std::byte* scratch) {
       }
     }
     work += int64_t{m} * kTile;
-    if (work >= kPollWork && block.poll != nullptr) {
-      work = 0;
-      block.poll(block.poll_context);
-    }
   }
   finish(block, s.rows, s.o, columns);
 }

@@ -27,11 +27,8 @@ ANNULUS_INLINE int32_t round_up(int32_t n, int32_t to) {
   return (n + to - 1) / to * to;
 }
 
-// Rows that have room and state: panels of any kind (attention_panels.h) are whole.
+// Rows that have room and state: panels (attention_panels.h) are whole.
 ANNULUS_INLINE int32_t padded_rows(int32_t m) {
-#if defined(ANNULUS_HAS_AMX)
-  m = round_up(m, kAmxRows);
-#endif
   return round_up(m, 6);
 }
 
@@ -162,7 +159,7 @@ ANNULUS_INLINE void finish_row(const AttendBlock& block, int32_t m, float max, f
     *lse = kMinusInfinity;
     for (int32_t c = 0; c < d; ++c) out[c] = 0;
   }
-  if (max == kMinusInfinity) return;
+  if (max == kMinusInfinity && sum == 0) return;  // a sum that is no number is told
   merge_row(out, lse, o, 1.0f / sum, max * block.scale + logf(sum), d);
 }
 static void finish(const AttendBlock& block, const RowState& rows, const float* o,
@@ -179,7 +176,7 @@ struct Scratch {
   std::byte *q, *k, *v;
 };
 
-inline constexpr int32_t kGroupRows = 64;  // whose scores are held at once
+inline constexpr int32_t kGroupRows = 24;  // whose scores are held at once
 
 ANNULUS_INLINE int64_t layout(int32_t m, int32_t head_dim, std::byte* base, Scratch& s) {
   const int64_t rows = padded_rows(m), columns = round_up(head_dim, 16);

@@ -3,6 +3,8 @@
 // runs.
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "tests/kernels/long_problem.h"
 
 namespace annulus::kernels {
@@ -50,6 +52,17 @@ TEST_P(LongAttention, AMillionEqualKeys) {
     const double sums = (64 + 512 + 2 * 128) * 0x1p-24;
     check(p, {sums + (rounds_p ? 0x1p-9 : 0), sums}, std::to_string(rows) + " rows");
   }
+}
+
+// Items enough without cutting the keys: a sum of 1,024 tiles, whose error is that of lse itself.
+TEST_P(LongAttention, ManyEqualKeysInOnePass) {
+  const auto [isa, dtype] = GetParam();
+  const bool rounds_p = isa >= CpuIsa::kAvx512Bf16 && dtype == DType::kBF16;
+  constexpr int32_t kKeys = 1 << 16;
+  LongProblem p({32, 32, 8}, dtype, 9, kKeys);
+  p.fill_equal();
+  const double sums = (64 + kKeys / 64) * 0x1p-24;
+  check(p, {sums + (rounds_p ? 0x1p-9 : 0), sums / std::log(kKeys)}, "9 rows");
 }
 
 INSTANTIATE_TEST_SUITE_P(Targets, LongAttention, testing::ValuesIn(targets()), target_name);
