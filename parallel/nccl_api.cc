@@ -24,8 +24,12 @@ absl::StatusOr<NcclApi> load() {
       kernels::open_library({"ANNULUS_NCCL", "libnccl.so.2", "nvidia/nccl/lib", kRemedy});
   if (!library.ok()) return library.status();
   NcclApi api = {};
-  const bool whole = find_symbol(*library, "ncclGetVersion", api.get_version) &&
-                     find_symbol(*library, "ncclGetUniqueId", api.get_unique_id) &&
+  int version = 0;
+  if (find_symbol(*library, "ncclGetVersion", api.get_version) &&
+      api.get_version(&version) == kNcclSuccess) {
+    if (absl::Status status = check_nccl_version(version); !status.ok()) return status;
+  }
+  const bool whole = version > 0 && find_symbol(*library, "ncclGetUniqueId", api.get_unique_id) &&
                      find_symbol(*library, "ncclCommInitRankConfig", api.comm_init_rank_config) &&
                      find_symbol(*library, "ncclCommGetAsyncError", api.comm_get_async_error) &&
                      find_symbol(*library, "ncclCommAbort", api.comm_abort) &&
@@ -39,15 +43,25 @@ absl::StatusOr<NcclApi> load() {
   find_symbol(*library, "ncclMemAlloc", api.mem_alloc);
   find_symbol(*library, "ncclMemFree", api.mem_free);
   find_symbol(*library, "ncclCommWindowRegister", api.comm_window_register);
-  int version = 0;
-  if (!whole || api.get_version(&version) != kNcclSuccess || version < kOldest) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("the NCCL found has version ", version, "; ", kRemedy));
+  if (!whole) {
+    return absl::FailedPreconditionError(absl::StrCat("the libnccl.so.2 found is none; ", kRemedy));
   }
   return api;
 }
 
 }  // namespace
+
+absl::Status check_nccl_version(int version) {
+  if (version >= kOldest) return absl::OkStatus();
+  const auto text = [](int v) {
+    // 2804 is 2.8.4, 20900 is 2.9.0.
+    const int major = v < 10000 ? 1000 : 10000;
+    return absl::StrCat(v / major, ".", v % major / 100, ".", v % 100);
+  };
+  return absl::FailedPreconditionError(absl::StrCat("the NCCL found has version ", text(version),
+                                                    ", but ", text(kOldest),
+                                                    " or newer is needed; ", kRemedy));
+}
 
 absl::StatusOr<const NcclApi*> load_nccl() {
   static const absl::StatusOr<NcclApi> api = load();

@@ -10,6 +10,7 @@
 #include <climits>
 #include <cstddef>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 namespace annulus::parallel {
@@ -63,6 +64,9 @@ struct NcclApi {
 // The first library whose kernels on symmetric memory are known to end when they are aborted (those
 // of 2.28 wait for a lost peer for ever).
 inline constexpr int kNcclSymmetricOldest = 23000;
+
+// ncclGetVersion(). FailedPrecondition where that is older than 2.22.
+absl::Status check_nccl_version(int version);
 
 // The library of this machine, loaded once and kept: ANNULUS_NCCL (a path), then libnccl.so.2 as
 // the linker finds it, then where NVIDIA's Python packages put it. FailedPrecondition where there

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 namespace annulus::kernels {
@@ -61,8 +62,13 @@ struct CublasLtApi {
                 const CublasAlgo* algo, void* workspace, size_t workspace_bytes, cudaStream_t on);
 };
 
+// cublasLtGetVersion(), 130100 for 13.1.0. FailedPrecondition where that is older than what the
+// engine is built for.
+absl::Status check_cublaslt_version(size_t version);
+
 // The library of this machine: ANNULUS_CUBLASLT (a path), then libcublasLt.so.13 as the linker
-// finds it, then where NVIDIA's packages put it. FailedPrecondition says what to install.
+// finds it, then where NVIDIA's packages put it. FailedPrecondition says what to install
+// where there is none or it is too old.
 absl::StatusOr<const CublasLtApi*> load_cublaslt();
 
 }  // namespace annulus::kernels

@@ -3,16 +3,27 @@
 
 #include <algorithm>
 #include <chrono>
+#include <thread>
 #include <vector>
 
 #include "kernels/core/dtype.h"
+#include "kernels/core/math.h"
+#include "kernels/cpu/thread_pool.h"
 #include "kernels/cuda/launch.h"
 
 namespace annulus::kernels {
 namespace {
 
-constexpr int64_t kPieceBytes = int64_t{32} << 20;    // of rows on their way to the device
+constexpr int64_t kTaskBytes = int64_t{256} << 10;    // of rows that one thread converts at a time
+constexpr int kMostThreads = 8;                       // a host's ranks load side by side
 constexpr auto kPatience = std::chrono::seconds(60);  // for one piece
+
+// A matrix that is one task is converted by the caller alone.
+int threads_for(int64_t bytes) {
+  const auto cores = static_cast<int64_t>(std::thread::hardware_concurrency());
+  return static_cast<int>(std::clamp(ceil_div(bytes, kTaskBytes), int64_t{1},
+                                     std::clamp<int64_t>(cores, 1, kMostThreads)));
+}
 
 // Row r of source in the format.
 void convert_row(const WeightSource& source, int64_t r, WeightFormat format,
@@ -61,38 +72,43 @@ CudaMatrix CudaMatrix::load(CudaQueue& queue, std::span<const WeightSource> sour
                             Precision precision) {
   CudaMatrix out = room(sources, precision);
   const int64_t row_bytes = out.row_bytes();
-  const auto send = [&](std::byte* to, const std::vector<std::byte>& from) {
-    check_cuda(
-        cudaMemcpyAsync(to, from.data(), from.size(), cudaMemcpyHostToDevice, queue.stream()),
-        "weights");
-    queue.finish(std::chrono::steady_clock::now() + kPatience);
-  };
-
   const int64_t piece_rows = std::max(kPieceBytes / row_bytes, int64_t{1});
-  std::vector<float> values(static_cast<size_t>(out.k_));
-  std::vector<std::byte> piece;
+  const int64_t task_rows = std::max(kTaskBytes / row_bytes, int64_t{1});
+  const auto soon = [] { return std::chrono::steady_clock::now() + kPatience; };
+  ThreadPool pool(threads_for(out.n_ * row_bytes));
+  std::vector<std::vector<float>> values(static_cast<size_t>(pool.threads()),
+                                         std::vector<float>(static_cast<size_t>(out.k_)));
   std::byte* to = out.memory_.data();
+  CudaQueue::Ticket flying;  // the piece before
   for (const WeightSource& source : sources) {
     for (int64_t first = 0; first < source.rows; first += piece_rows) {
       const int64_t rows = std::min(piece_rows, source.rows - first);
-      piece.resize(static_cast<size_t>(rows * row_bytes));
-      for (int64_t r = 0; r < rows; ++r)
-        convert_row(source, first + r, out.format_, values, piece.data() + r * row_bytes);
-      send(to, piece);
+      std::byte* const piece = queue.stage(rows * row_bytes);
+      const auto fill = [&](int64_t task, int thread) {
+        const int64_t end = std::min((task + 1) * task_rows, rows);
+        for (int64_t r = task * task_rows; r < end; ++r)
+          convert_row(source, first + r, out.format_, values[static_cast<size_t>(thread)],
+                      piece + r * row_bytes);
+      };
+      pool.run(ceil_div(rows, task_rows), fill, {});
+      queue.send(to, piece, rows * row_bytes);
       to += rows * row_bytes;
+      // While this one flies, the next is filled in the pinned memory of the one before.
+      const CudaQueue::Ticket sent = queue.close();
+      queue.finish(flying, soon());
+      flying = sent;
     }
   }
-  if (out.scale_bytes() == 0) return out;
-  piece.clear();
-  for (const WeightSource& source : sources) {
-    const std::vector<float> ones(
-        source.row_scales == nullptr ? static_cast<size_t>(source.rows) : 0, 1.0f);
-    const std::byte* const from = source.row_scales == nullptr
-                                      ? reinterpret_cast<const std::byte*>(ones.data())
-                                      : source.row_scales;
-    piece.insert(piece.end(), from, from + source.rows * 4);
+  if (out.scale_bytes() > 0) {
+    for (const WeightSource& source : sources) {
+      const std::vector<float> ones(
+          source.row_scales == nullptr ? static_cast<size_t>(source.rows) : 0, 1.0f);
+      queue.write(to, ones.empty() ? static_cast<const void*>(source.row_scales) : ones.data(),
+                  source.rows * 4);
+      to += source.rows * 4;
+    }
   }
-  send(to, piece);
+  queue.finish(soon());
   return out;
 }
 

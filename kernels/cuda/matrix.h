@@ -17,6 +17,9 @@ namespace annulus::kernels {
 
 class CudaMatrix {
  public:
+  // Of rows on their way to the device: two such pieces of pinned memory, the queue's steps', of
+  // which threads fill one while the other flies.
+  static constexpr int64_t kPieceBytes = int64_t{8} << 20;
   // Sources are stacked along n; all have the same cols. Reads each source row once; returns when
   // the device has it all.
   static CudaMatrix load(CudaQueue& queue, std::span<const WeightSource> sources,

@@ -129,9 +129,13 @@ void CudaQueue::use(const CudnnApi& api) {
 
 void CudaQueue::write(std::byte* to, const void* from, int64_t bytes) {
   if (bytes == 0) return;
+  std::byte* const staged = stage(bytes);
+  std::memcpy(staged, from, static_cast<size_t>(bytes));
+  send(to, staged, bytes);
+}
+
+void CudaQueue::send(std::byte* to, const std::byte* staged, int64_t bytes) {
   const auto size = static_cast<size_t>(bytes);
-  void* staged = stage(bytes);
-  std::memcpy(staged, from, size);
   if (!enqueues(Work::kUpload, to, staged, size)) return;
   check_cuda(cudaMemcpyAsync(to, staged, size, cudaMemcpyHostToDevice, stream_), "an upload");
 }
@@ -196,9 +200,9 @@ CudaQueue::Step& CudaQueue::filling() {
   return *filling_;
 }
 
-void* CudaQueue::stage(int64_t bytes) {
+std::byte* CudaQueue::stage(int64_t bytes) {
   Step& step = filling();
-  return (repeating_ ? step.repeated : step.pinned).allocate(bytes);
+  return static_cast<std::byte*>((repeating_ ? step.repeated : step.pinned).allocate(bytes));
 }
 
 void CudaQueue::repeat(uint64_t key, const std::function<void()>& body) {

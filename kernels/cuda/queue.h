@@ -94,6 +94,10 @@ class CudaQueue {
     write(to, values.data(), bytes);
     return {reinterpret_cast<const T*>(to), values.size()};
   }
+  // The same in two halves, for values that are made in place: pinned memory of this step, and its
+  // way to the device.
+  std::byte* stage(int64_t bytes);
+  void send(std::byte* to, const std::byte* staged, int64_t bytes);
   // The same into memory of the device.
   void write(std::byte* to, const void* from, int64_t bytes);
   // to = from, of the device; there when the step is finished, until which `to` must live.
@@ -238,7 +242,6 @@ class CudaQueue {
     std::vector<Memory> retired;
   };
   Step& filling();
-  void* stage(int64_t bytes);
   void note_gap(Step& step);
   cudaGraph_t capture(const std::function<void()>& body);
   template <class Part>

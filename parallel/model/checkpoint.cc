@@ -64,8 +64,9 @@ class Resolver {
   Resolver(const Directory& directory, const std::string& label)
       : directory_(directory), label_(label) {}
 
-  // F8 matrices have NAME_scale, [rows, 1] in F32, beside them, and may have input_scale_ub, [1]:
-  // what a GPU that rounds inputs to F8 takes for the most that a row of them holds.
+  // F8 matrices have NAME_scale, [rows, 1] in F32, beside them, and input_scale_ub, [1]: what a GPU
+  // that rounds inputs to F8 takes for the most that a row of them holds. A matrix is F8 if its own
+  // type says so, whatever modules_to_not_convert lists.
   WeightSource matrix(const std::string& name, int64_t rows, int64_t cols) {
     WeightSource weights = source(name, {rows, cols}, rows, cols);
     if (!status_.ok() || weights.format != kernels::WeightFormat::kF8E4M3) return weights;
@@ -78,7 +79,15 @@ class Resolver {
     }
     weights.row_scales = scales.data;
     const std::string bound = input_bound_name(name);
-    if (!directory_.contains(bound)) return weights;
+    if (!directory_.contains(bound)) {
+      // No default: answers on a GPU depend on it, and a fbgemm_fp8 file always states it (vLLM
+      // refuses one without it; transformers writes what it has, 1200 unless it was told another).
+      status_ = absl::InvalidArgumentError(absl::StrCat(
+          label_, ": tensor ", quote_name(bound), " is missing, and config.json has no ",
+          "'activation_scale_ub' in its quantization_config; put there what bounds the inputs of "
+          "F8 matrices (1200 is what transformers takes)"));
+      return {};
+    }
     const std::vector<float> value = vector(bound, 1);
     if (!status_.ok()) return {};
     weights.input_bound = value[0];
@@ -239,6 +248,22 @@ absl::StatusOr<ModelTensors> resolve(const LlamaConfig& config, const Directory&
   return all;
 }
 
+// Files that transformers writes have the bound of inputs in config.json alone: there
+// input_scale_ub is a buffer with persistent=False, filled from activation_scale_ub at load
+// (FbgemmFp8Linear in its integrations/fbgemm_fp8.py). It is put where other files have it, so that
+// both are the same model, with one fingerprint. A tensor that is there goes first: it is what the
+// matrix was written with. `bound` outlives the directory.
+void state_input_bounds(const float& bound, Directory& directory) {
+  std::vector<std::string> missing;
+  for (const auto& [name, tensor] : directory)
+    if (tensor.format == kernels::WeightFormat::kF8E4M3 && absl::EndsWith(name, ".weight"))
+      missing.push_back(input_bound_name(name));
+  for (const std::string& name : missing)
+    directory.try_emplace(
+        name,
+        RawTensor{"F32", kernels::WeightFormat::kF32, {1}, std::as_bytes(std::span(&bound, 1))});
+}
+
 std::string_view text_of(const MappedFile& file) {
   return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
 }
@@ -337,6 +362,10 @@ absl::Status Checkpoint::load_folder(const std::string& directory, const std::st
   Directory raw;
   for (auto& [name, tensor] : folder->tensors)
     raw[name] = {tensor.dtype, safetensors_weight_format(tensor.dtype), tensor.shape, tensor.data};
+  const absl::StatusOr<std::optional<float>> bound =
+      f8_input_bound_from_json(text_of(*json), json->path());
+  if (!bound.ok()) return bound.status();
+  if (*bound) state_input_bounds(**bound, raw);
   absl::StatusOr<ModelTensors> tensors = resolve(*config, raw, kFolderNames, directory);
   if (!tensors.ok()) return tensors.status();
   config_ = *std::move(config);

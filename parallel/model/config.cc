@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -230,6 +231,7 @@ absl::Status refuse_variants(const json& root, const std::string& label) {
   for (const char* key : {"attention_bias", "mlp_bias", "rope_interleaved"})
     if (const auto it = root.find(key); it != root.end() && it->is_boolean() && it->get<bool>())
       return refuse(label, absl::StrCat("'", key, "': true is not supported"));
+  // modules_to_not_convert is not read: the type of every tensor says whether it is F8.
   if (const auto it = root.find("quantization_config"); it != root.end() && !it->is_null()) {
     const auto method = it->is_object() ? it->find("quant_method") : it->end();
     if (!it->is_object() || method == it->end() || *method != "fbgemm_fp8")
@@ -358,6 +360,23 @@ absl::StatusOr<LlamaConfig> config_from_json(std::string_view text, const std::s
   if (status.ok()) status = check_config(config, label);
   if (!status.ok()) return status;
   return config;
+}
+
+absl::StatusOr<std::optional<float>> f8_input_bound_from_json(std::string_view text,
+                                                              const std::string& label) {
+  constexpr const char* kPlace = "quantization_config";
+  constexpr const char* kKey = "activation_scale_ub";
+  const json root = json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
+  if (!root.is_object()) return refuse(label, "not a JSON object");
+  const auto place = root.find(kPlace);
+  if (place == root.end() || !place->is_object()) return std::nullopt;
+  const JsonFields fields{*place, absl::StrCat(label, ": ", kPlace)};
+  if (!fields.has(kKey)) return std::nullopt;
+  const absl::StatusOr<double> value = fields.number(kKey);
+  if (!value.ok()) return value.status();
+  if (!(*value > 0 && *value <= static_cast<double>(std::numeric_limits<float>::max())))
+    return fields.wrong(kKey, "above 0, as what bounds sizes must be");
+  return static_cast<float>(*value);
 }
 
 std::string override_warning(const LlamaConfig& config, const ConfigOverrides& overrides) {

@@ -59,6 +59,11 @@ absl::StatusOr<LlamaConfig> config_from_gguf(const GgufFile& gguf,
 absl::StatusOr<LlamaConfig> config_from_json(std::string_view json, const std::string& label,
                                              const ConfigOverrides& overrides = {});
 
+// quantization_config.activation_scale_ub of config.json: what bounds the rows of inputs of F8
+// matrices that have no tensor of their own for it. Nothing where it is absent or null.
+absl::StatusOr<std::optional<float>> f8_input_bound_from_json(std::string_view json,
+                                                              const std::string& label);
+
 // Whether this engine can run it; sizes are positive. label begins the error.
 absl::Status check_config(const LlamaConfig& config, const std::string& label);
 

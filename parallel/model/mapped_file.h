@@ -26,8 +26,8 @@ class MappedFile {
   std::span<const std::byte> bytes() const { return bytes_; }
   const std::string& path() const { return path_; }
 
-  // Takes the pages out of this process's resident set; the next touch maps them again. For after
-  // packing, when only rows of the embedding are still read.
+  // Takes the pages out of this process's resident set; the next touch maps them again. For what
+  // has been packed and will not be read again soon.
   void drop_resident() const;
 
  private:

@@ -3,10 +3,11 @@
 // checkpoint: q, k, v, gate, up and head are cut by output rows (whole heads, FFN columns,
 // vocabulary), o and down by input columns, so that the ranks' partial sums are joined by one
 // all-reduce after each. load_weights() brings these views to the queue's device and reads from the
-// mapping only what they cover; weight_transfer.h gets the same bytes from another rank.
-// LlamaWeights owns what it holds; on CPUs `embedding` still points into the Checkpoint, which must
-// outlive it, unless that has no file. Called once a rank, at load. Errors: InvalidArgument
-// (tp_size does not divide); DeviceError (memory). Defined in weights_inl.h.
+// mapping only what they cover, of which no more than one matrix is resident; weight_transfer.h
+// gets the same bytes from another rank. LlamaWeights owns what it holds; on CPUs `embedding` still
+// points into the Checkpoint, which must outlive it, unless that has no file. Called once a rank,
+// at load. Errors: InvalidArgument (tp_size does not divide); DeviceError (memory). Defined in
+// weights_inl.h.
 #pragma once
 
 #include <array>

@@ -145,9 +145,11 @@ absl::Status load_weights_into(Queue& queue, const Checkpoint& checkpoint, int t
     done += all_of(sources);
     if (progress) progress(done, total);
     if (on_matrix) on_matrix(std::as_const(matrix).contents());
+    // Both queues copy what they load: without this, all of a rank's slice would be resident twice
+    // at the end. What is still read of the mapping, the embedding's rows, is mapped again.
+    checkpoint.drop_resident();
   });
   set_embedding(checkpoint, weights);
-  checkpoint.drop_resident();
   weights.whole = true;
   return absl::OkStatus();
 }

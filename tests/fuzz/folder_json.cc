@@ -14,6 +14,11 @@ ANNULUS_FUZZ_TARGET(folder_json) {
   } else {
     check_error(index.status());
   }
+  if (const auto bound = parallel::f8_input_bound_from_json(text, "config.json"); bound.ok()) {
+    ANNULUS_CHECK(!*bound || **bound > 0);
+  } else {
+    check_error(bound.status());
+  }
   const auto config = parallel::config_from_json(text, "config.json");
   if (!config.ok()) return check_error(config.status());
   for (const int tp : parallel::valid_tp(*config))

@@ -279,6 +279,16 @@ MUTANTS = (
     Mutant("overlap", "plans that are here wait for the step before", "server/app/step_pipeline.cc",
            "if (wanted() || !rank.wait(wanted)) return;", "rank.wait([&] { return !room && wanted(); });",
            (("front_test", "StepPipelineTest.*"),)),
+    # -- loading
+    Mutant("loading", "a piece is filled again while it flies", "kernels/cuda/matrix.cc",
+           "std::byte* const piece = queue.stage(rows * row_bytes);",
+           "static std::byte* piece = nullptr;\n      if (to == out.memory_.data()) piece = queue.stage(2 * kPieceBytes);",
+           (("kernels_cuda_emulated_test", "CudaLoad.PiecesArriveWhole"),)),
+    Mutant("loading", "what has been read stays resident", "parallel/model/weights_inl.h",
+           "checkpoint.drop_resident();", "", (("parallel_cuda_emulated_test", "LoadedFile.*"),)),
+    Mutant("loading", "the bound of inputs in config.json is not taken", "parallel/model/checkpoint.cc",
+           "if (*bound) state_input_bounds", "if (*bound && raw.empty()) state_input_bounds",
+           (("model_test", "Checkpoint.Fp8Inputs*"),)),
     # -- decode as CUDA graphs, on the emulated GPU
     Mutant("graphs", "a graph does for work that is as long", "kernels/cuda/graphs.cc",
            "graph.key != key || graph.log != log", "graph.key != key || graph.log.size() != log.size()", GRAPHS, quick=True),

@@ -47,11 +47,16 @@ std::vector<Entry> entries_of(const TinyModel& m) {
   if (!m.tied)
     all.push_back({"lm_head.weight", "output.weight", m.vocab, m.dim, m.embedding, false});
   for (int32_t i = 0; i < m.layers; ++i) {
-    const auto add = [&](const char* hf, const char* gguf, int64_t rows, int64_t cols,
+    const auto add = [&](const std::string& hf, const char* gguf, int64_t rows, int64_t cols,
                          bool permuted = false) {
+      const bool bf16 = m.f8_as_published && m.matrices == WeightFormat::kF8E4M3 &&
+                        (!hf.starts_with("mlp.") || i == 0 || i + 1 == m.layers);
       all.push_back({absl::StrCat("model.layers.", i, ".", hf, ".weight"),
                      absl::StrCat("blk.", i, ".", gguf, ".weight"), rows, cols,
-                     rows == 0 ? f32 : m.matrices, permuted});
+                     rows == 0 ? f32
+                     : bf16    ? WeightFormat::kBF16
+                               : m.matrices,
+                     permuted});
     };
     add("input_layernorm", "attn_norm", 0, m.dim);
     add("self_attn.q_proj", "attn_q", q, m.dim, true);
@@ -260,10 +265,12 @@ std::string tiny_config_json(const TinyModel& model) {
                {"tie_word_embeddings", model.tied},
                {"bos_token_id", 257},
                {"eos_token_id", 258}};
-  if (model.matrices == WeightFormat::kF8E4M3)
+  if (model.matrices == WeightFormat::kF8E4M3) {
     root["quantization_config"] = {{"quant_method", "fbgemm_fp8"},
-                                   {"activation_scale_ub", 1200.0},
                                    {"modules_to_not_convert", {"lm_head"}}};
+    if (model.f8_bound_in_config)
+      root["quantization_config"]["activation_scale_ub"] = model.f8_bound;
+  }
   const parallel::RopeScaling& scaling = model.rope_scaling;
   if (scaling.kind == parallel::RopeScaling::Kind::kLinear)
     root["rope_scaling"] = {{"type", "linear"}, {"factor", scaling.factor}};
@@ -329,8 +336,9 @@ void write_folder(const TinyModel& model, const std::string& directory, int shar
                                             static_cast<size_t>(entry.cols));
       put(entry.hf, "F8_E4M3", shape, std::move(codes));
       put(entry.hf + "_scale", "F32", {entry.rows, 1}, std::move(scales));
+      if (!model.f8_bound_in_tensors) continue;
       std::vector<std::byte> bound;
-      append(bound, 1200.0f);
+      append(bound, model.f8_bound);
       put(entry.hf.substr(0, entry.hf.size() - 6) + "input_scale_ub", "F32", {1}, std::move(bound));
       continue;
     }

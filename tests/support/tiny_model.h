@@ -26,6 +26,11 @@ struct TinyModel {
   bool tied = true;
   kernels::WeightFormat matrices = kernels::WeightFormat::kF32;
   kernels::WeightFormat embedding = kernels::WeightFormat::kF32;  // and the head, if not tied
+  // F8E4M3 only. As the published 405B has it: attention, and the FFNs of the first and last layer,
+  // are BF16. And where the bound of inputs is written: in tensors and config.json, or in one.
+  bool f8_as_published = false;
+  float f8_bound = 1200;
+  bool f8_bound_in_tensors = true, f8_bound_in_config = true;
   uint64_t seed = 1;
 };
 

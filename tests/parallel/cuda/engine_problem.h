@@ -40,12 +40,16 @@ struct EngineProblem {
       of_cpu.push_back(rank->apply(plan, soon()).value().wanted);
     }
   }
-  static std::string tiny(kernels::Precision with) {
+  static std::string tiny(kernels::Precision with, int32_t tp = 1) {
     annulus::testing::TinyModel model;
     model.dim = 32;
     model.heads = 6;
     model.head_dim = with == kernels::Precision::kF32 ? 8 : 64;  // tensor cores take bf16 and 64
     model.ffn = 64;
+    if (tp == 3) {
+      model.kv_heads = 3;
+      model.ffn = 96;
+    }
     std::string path = annulus::testing::scratch_directory() + "/tiny.gguf";
     annulus::testing::write_gguf(model, path);
     return path;

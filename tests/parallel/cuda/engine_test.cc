@@ -27,14 +27,13 @@ thread_local int64_t last_waits = -1;  // of a rank
 
 TEST_P(CudaEngine, AnswersAsOneRankOnACpu) {
   const auto [topology, variant, precision] = GetParam();
-  const EngineProblem problem(precision);
+  const EngineProblem problem(precision, EngineProblem::tiny(precision, topology.tp));
   problem.expect_equal(answers_of(problem, topology, variant));
 }
 
-// Inputs of F8 layers have a scale a row, so that CP does not change them; over TP a row's scale is
-// that of a slice. The CPU multiplies the same weights by inputs that are not rounded to F8: 2^-4
-// relative an element in the worst case, averaged over 64 and more of a product in one layer of
-// three: within the bound of bf16, too.
+// Inputs of F8 layers have a scale a row, so that CP does not change them. The CPU multiplies the
+// same weights by inputs that are not rounded to F8: 2^-4 relative an element in the worst case,
+// averaged over 64 and more of a product in one layer of three: within the bound of bf16, too.
 TEST(CudaEngineF8, AnswersAsOneRankWhateverCp) {
   EngineProblem problem(Precision::kDefault,
                         "synthetic:layers=3,dim=64,heads=4,kv_heads=2,head_dim=64,ffn=128,vocab=96,"
@@ -49,6 +48,50 @@ TEST(CudaEngineF8, AnswersAsOneRankWhateverCp) {
   for (const Variant variant : {Variant::kPassKv, Variant::kPassQ})
     problem.expect_equal(answers_of(problem, {1, 2}, variant));
   problem.expect_equal(answers_of(problem, {1, 2}, Variant::kPassKv, {.sent = true}));
+}
+
+// Over TP the inputs of `down` are slices with scales of their own, in the one layer of three that
+// is F8: another rounding of the same numbers, as far from them as that of one rank (2^-4 of an
+// element at most). So the distance is that of two such answers: each is within the bound of bf16
+// of a CPU, which rounds no inputs, and within the same bound of the other.
+TEST(CudaEngineF8, TpIsAsNearAsOneRank) {
+  EngineProblem problem(Precision::kDefault,
+                        "synthetic:layers=3,dim=64,heads=4,kv_heads=2,head_dim=64,ffn=128,vocab=96,"
+                        "context=512-FP8");
+  Answers one = answers_of(problem, {1, 1}, Variant::kPassKv);
+  Answers two = answers_of(problem, {2, 1}, Variant::kPassKv);
+  problem.expect_equal(two);
+  EngineProblem::sort(one);
+  EngineProblem::sort(two);
+  problem.of_cpu = one;
+  problem.expect_equal(two);
+  EXPECT_NE(two, one) << "the scales of slices are those of rows";
+  // CP changes nothing here either: exact to sums in another order.
+  problem.of_cpu = two;
+  problem.expect_equal(answers_of(problem, {2, 2}, Variant::kPassKv));
+}
+
+// The published mix of formats, inputs cut off at a bound that all of them reach. Where that is
+// written changes nothing, what it is does.
+TEST(CudaEngineF8, TheBoundOfInputsComesFromTensorsOrFromTheConfig) {
+  annulus::testing::TinyModel model;
+  model.layers = 3;
+  model.head_dim = 64;
+  model.tied = false;
+  model.matrices = kernels::WeightFormat::kF8E4M3;
+  model.embedding = kernels::WeightFormat::kBF16;
+  model.f8_as_published = true;
+  const auto answers = [&](float bound, bool in_tensors) {
+    model.f8_bound = bound;
+    model.f8_bound_in_tensors = in_tensors;
+    model.f8_bound_in_config = !in_tensors;
+    const std::string folder = annulus::testing::scratch_directory();
+    annulus::testing::write_folder(model, folder);
+    return answers_of(EngineProblem(Precision::kDefault, folder), {1, 1}, Variant::kPassKv);
+  };
+  const Answers by_tensors = answers(0.25f, true);
+  EXPECT_EQ(answers(0.25f, false), by_tensors);
+  EXPECT_NE(answers(1200, false), by_tensors);
 }
 
 // Attention of prompts by cuDNN, whose script interprets its graphs; decode stays with our kernels.
@@ -334,13 +377,13 @@ std::string case_name(const ::testing::TestParamInfo<Case>& info) {
   return text;
 }
 
-INSTANTIATE_TEST_SUITE_P(Layouts, CudaEngine,
-                         ::testing::Combine(::testing::Values(Topology{1, 1}, Topology{2, 1},
-                                                              Topology{1, 3}, Topology{2, 2}),
-                                            ::testing::Values(Variant::kPassKv, Variant::kPassQ,
-                                                              Variant::kGatherQ),
-                                            ::testing::Values(Precision::kF32)),
-                         case_name);
+INSTANTIATE_TEST_SUITE_P(
+    Layouts, CudaEngine,
+    ::testing::Combine(::testing::Values(Topology{1, 1}, Topology{2, 1}, Topology{3, 1},
+                                         Topology{1, 3}, Topology{2, 2}, Topology{3, 2}),
+                       ::testing::Values(Variant::kPassKv, Variant::kPassQ, Variant::kGatherQ),
+                       ::testing::Values(Precision::kF32)),
+    case_name);
 INSTANTIATE_TEST_SUITE_P(Bf16, CudaEngine,
                          ::testing::Combine(::testing::Values(Topology{1, 2}),
                                             ::testing::Values(Variant::kPassKv, Variant::kPassQ),

@@ -72,11 +72,11 @@ int run_rank(const EngineProblem& problem, Topology topology, Variant variant, i
   return ::testing::Test::HasFailure() || !out ? 1 : 0;
 }
 
-class NcclOnOneGpu : public ::testing::TestWithParam<std::tuple<Topology, Variant>> {};
+class NcclOnOneGpu : public ::testing::TestWithParam<std::tuple<Topology, Variant, Precision>> {};
 
 TEST_P(NcclOnOneGpu, AnswersAsOneRankOnACpu) {
-  const auto [topology, variant] = GetParam();
-  const EngineProblem problem(Precision::kF32);
+  const auto [topology, variant, precision] = GetParam();
+  const EngineProblem problem(precision, EngineProblem::tiny(precision, topology.tp));
   const std::string folder = annulus::testing::scratch_directory();
   annulus::testing::Blackboard board(topology.world());
   std::vector<pid_t> children;
@@ -107,10 +107,22 @@ TEST_P(NcclOnOneGpu, AnswersAsOneRankOnACpu) {
   problem.expect_equal(answers);
 }
 
-INSTANTIATE_TEST_SUITE_P(Layouts, NcclOnOneGpu,
-                         ::testing::Combine(::testing::Values(Topology{1, 2}, Topology{2, 1},
-                                                              Topology{2, 2}),
-                                            ::testing::Values(Variant::kPassKv, Variant::kPassQ)));
+// Ranks take turns on the GPU, some milliseconds a turn: a layout runs where it can show something
+// of its own. Without CP the variants are one.
+INSTANTIATE_TEST_SUITE_P(Cp, NcclOnOneGpu,
+                         ::testing::Combine(::testing::Values(Topology{1, 2}, Topology{1, 3},
+                                                              Topology{1, 4}, Topology{2, 2},
+                                                              Topology{3, 2}),
+                                            ::testing::Values(Variant::kPassKv, Variant::kPassQ),
+                                            ::testing::Values(Precision::kF32)));
+INSTANTIATE_TEST_SUITE_P(Tp, NcclOnOneGpu,
+                         ::testing::Combine(::testing::Values(Topology{2, 1}, Topology{3, 1}),
+                                            ::testing::Values(Variant::kPassKv),
+                                            ::testing::Values(Precision::kF32)));
+INSTANTIATE_TEST_SUITE_P(Bf16, NcclOnOneGpu,
+                         ::testing::Combine(::testing::Values(Topology{3, 2}),
+                                            ::testing::Values(Variant::kPassKv),
+                                            ::testing::Values(Precision::kDefault)));
 
 }  // namespace
 }  // namespace annulus::parallel

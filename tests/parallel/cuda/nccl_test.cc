@@ -6,6 +6,7 @@
 
 #include <barrier>
 #include <cstdlib>
+#include <iostream>
 #include <numeric>
 #include <string>
 #include <thread>
@@ -436,6 +437,26 @@ TEST_F(Nccl, AnAbortThatHangsEndsTheProcess) {
                          world.abort("rank 1 is lost");
                        }),
               ::testing::ExitedWithCode(kNcclHungExit), "NCCL cannot be aborted .rank 1 is lost.");
+}
+
+TEST(NcclLibrary, OneThatIsTooOldSaysBothVersions) {
+  EXPECT_TRUE(check_nccl_version(22200).ok());
+  EXPECT_TRUE(check_nccl_version(kNcclSymmetricOldest).ok());
+  EXPECT_EQ(
+      check_nccl_version(22105).message(),
+      "the NCCL found has version 2.21.5, but 2.22.0 or newer is needed; install NCCL 2.22 or "
+      "newer (NVIDIA's package libnccl2, or nvidia-nccl-cu13 from PyPI) or name the library in "
+      "ANNULUS_NCCL");
+  EXPECT_NE(check_nccl_version(2804).message().find("version 2.8.4,"), absl::string_view::npos);
+  // A library is loaded once: by a process of its own.
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(
+      {
+        setenv("ANNULUS_NCCL", OLD_LIBRARIES, 1);
+        std::cerr << load_nccl().status();
+        std::exit(2);
+      },
+      ::testing::ExitedWithCode(2), "NCCL found has version 2.19.3, but 2.22.0");
 }
 
 TEST(NcclLibrary, AMissingOneIsNamed) {

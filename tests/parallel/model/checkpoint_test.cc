@@ -8,6 +8,7 @@
 #include <cstring>
 #include <filesystem>
 #include <functional>
+#include <set>
 
 #include "tests/support/encode_weights.h"
 #include "tests/support/gguf_writer.h"
@@ -197,6 +198,52 @@ TEST(Checkpoint, Fp8MatricesAreTimesTheScalesOfTheirRows) {
       }
     }
   }
+}
+
+// The mix of the published 405B, with the bound of inputs in tensors, in config.json, or in both.
+TEST(Checkpoint, Fp8InputsAreBoundedByTensorsOrTheConfig) {
+  TinyModel model = wide(WeightFormat::kF8E4M3, WeightFormat::kBF16, false);
+  model.layers = 4;
+  model.f8_as_published = true;
+  model.f8_bound = 3.5f;
+  const auto opened = [&](bool tensors, bool config, const std::string& folder) {
+    model.f8_bound_in_tensors = tensors;
+    model.f8_bound_in_config = config;
+    testing::write_folder(model, folder, 2);
+    return Checkpoint::open(folder);
+  };
+  const std::string folder = testing::scratch_directory();
+  std::set<uint64_t> fingerprints;
+  for (const auto& [tensors, config] : {std::pair{true, true}, {true, false}, {false, true}}) {
+    const auto checkpoint = opened(tensors, config, folder);
+    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+    fingerprints.insert(checkpoint->fingerprint());
+    const auto& layers = checkpoint->tensors().layers;
+    for (size_t i = 0; i < layers.size(); ++i) {
+      EXPECT_EQ(layers[i].o.format, WeightFormat::kBF16);
+      for (const WeightSource* ffn : {&layers[i].gate, &layers[i].up, &layers[i].down}) {
+        const bool f8 = i > 0 && i + 1 < layers.size();
+        EXPECT_EQ(ffn->format, f8 ? WeightFormat::kF8E4M3 : WeightFormat::kBF16);
+        if (f8) {
+          EXPECT_EQ(ffn->input_bound, 3.5f);
+        }
+      }
+    }
+  }
+  EXPECT_EQ(fingerprints.size(), 1u);
+  model.f8_bound = 4;
+  EXPECT_FALSE(fingerprints.contains(opened(false, true, folder)->fingerprint()));
+  const auto without = opened(false, false, folder);
+  EXPECT_NE(without.status().message().find(
+                "'model.layers.1.mlp.gate_proj.input_scale_ub' is missing, and config.json has no "
+                "'activation_scale_ub'"),
+            absl::string_view::npos)
+      << without.status();
+  // A tensor goes first.
+  (void)opened(true, true, folder);
+  model.f8_bound = 5;
+  testing::write_file(folder + "/config.json", testing::tiny_config_json(model));
+  EXPECT_EQ(Checkpoint::open(folder)->tensors().layers[1].up.input_bound, 4);
 }
 
 TEST(Checkpoint, Fp8MatricesNeedTheirScales) {

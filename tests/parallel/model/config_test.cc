@@ -40,6 +40,24 @@ std::string error_of(const json& root) {
   return std::string(parse(root).status().message());
 }
 
+TEST(Config, BoundOfF8Inputs) {
+  const auto read = [](const json& quantization) {
+    return f8_input_bound_from_json(with("quantization_config", quantization).dump(), "c.json");
+  };
+  EXPECT_EQ(*read({{"activation_scale_ub", 1200.5}}), 1200.5f);
+  EXPECT_EQ(*read({{"activation_scale_ub", nullptr}}), std::nullopt);
+  EXPECT_EQ(*read(json::object()), std::nullopt);
+  EXPECT_EQ(*f8_input_bound_from_json(kSmolLm2, "c.json"), std::nullopt);
+  for (const json& bad : {json(0), json(-1.0), json(1e300), json("1200"), json::array({1})})
+    EXPECT_NE(read({{"activation_scale_ub", bad}})
+                  .status()
+                  .message()
+                  .find("c.json: quantization_config: 'activation_scale_ub' is not"),
+              absl::string_view::npos)
+        << bad;
+  EXPECT_FALSE(f8_input_bound_from_json("[", "c.json").ok());
+}
+
 TEST(Config, ReadsSmolLm2) {
   const auto config = config_from_json(kSmolLm2, "config.json");
   ASSERT_TRUE(config.ok()) << config.status();

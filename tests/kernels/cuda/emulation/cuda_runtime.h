@@ -150,6 +150,9 @@ struct cudaDeviceProp {
   size_t totalGlobalMem = size_t{1} << 32;
   int major = 9, minor = 0;
 };
+namespace cuda_emulation {
+inline thread_local cudaDeviceProp device;  // what this thread's GPU says of itself
+}
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes = 0;
