@@ -20,7 +20,7 @@ constexpr uint32_t kTop = 128;  // wide enough to hold a golden's 8 top ids in a
 
 struct Options {
   std::string model, cases, out, server, precision = "default", cpu_isa = "auto",
-                                         attention = "auto";
+                                         attention = "auto", device = "cpu";
   std::string against, only;
   int tp = 1, cp = 1, threads = 0, chunk = 0;
   double worst = 5e-4;
@@ -171,6 +171,8 @@ absl::Status run(const Options& options) {
                                       options.precision,
                                       "--cpu-isa",
                                       options.cpu_isa,
+                                      "--device",
+                                      options.device,
                                       "--debug-requests",
                                       "--log-level",
                                       "warn"};
@@ -220,6 +222,8 @@ int bench_golden(int argc, char** argv) {
       ->check(CLI::NonNegativeNumber);
   app.add_option("--precision", o.precision, "default or fp32");
   app.add_option("--cpu-isa", o.cpu_isa, "cap of the CPU's instruction set");
+  app.add_option("--device", o.device, "cpu or cuda: what a rank computes on")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
   app.add_option("--server", o.server,
                  "a running server (with --debug-requests) instead of a new one");
   app.add_option("--only", o.only, "names of cases, comma-separated");

@@ -10,6 +10,7 @@
 
 #include "bench/gpu.h"
 #include "bench/gpu_rank_of.h"
+#include "bench/gpu_versions.h"
 #include "kernels/cuda/cublaslt_api.h"
 #include "kernels/cuda/gemm.h"
 
@@ -31,6 +32,9 @@ int run(int argc, char** argv) {
   app.add_option("--scale", options.scale, "divide the sizes by this, for a first look")
       ->capture_default_str()
       ->check(CLI::Range(1, 1024));
+  app.add_option("--longest", options.longest, "tokens of attention's sweep, at the most")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
   bool tune_gemm = false;
   app.add_flag("--tune-gemm", tune_gemm,
                "products by the fastest of cuBLASLt's algorithms, as of annulus serve");
@@ -42,7 +46,7 @@ int run(int argc, char** argv) {
       "One rank's whole prefill, run without the others: measured by phase, links modelled; then "
       "decode, with one step and with two under way.\n\n"
       "  annulus-gpu-bench rank-of --tokens 131072       a 405B at TP8 x CP16\n"
-      "  annulus-gpu-bench rank-of --tokens 1000000\n"
+      "  annulus-gpu-bench rank-of --model 405b --tp 8 --cp 16 --tokens 1000000\n"
       "  annulus-gpu-bench rank-of --model synthetic:8B --tp 1 --cp 8");
   rank_of.add_to(alone);
   alone
@@ -54,7 +58,21 @@ int run(int argc, char** argv) {
   alone.add_option("--gpu-attention", gpu_attention, "own or cudnn, as of annulus serve")
       ->check(CLI::IsMember({"own", "cudnn"}))
       ->capture_default_str();
+  const CLI::App& versions =
+      *app.add_subcommand("versions", "The driver and the libraries that the engine finds here");
   CLI11_PARSE(app, argc, argv);
+  if (versions.parsed()) {
+    bench::print_gpu_versions();
+    return 0;
+  }
+  // What is wrong with the flags is said before a device is looked for.
+  if (alone.parsed()) {
+    if (const absl::Status status = rank_of.apply(); !status.ok()) {
+      std::fprintf(stderr, "annulus-gpu-bench rank-of: %s\n",
+                   std::string(status.message()).c_str());
+      return 2;
+    }
+  }
   const auto device = kernels::find_cuda_device(gpu);
   if (!device.ok()) {
     std::fprintf(stderr, "annulus-gpu-bench: %s\n", std::string(device.status().message()).c_str());
@@ -65,8 +83,7 @@ int run(int argc, char** argv) {
   const auto cublas = kernels::load_cublaslt();
   if (cublas.ok()) queue.use(**cublas);
   if (alone.parsed()) {
-    absl::Status status = rank_of.apply();
-    if (status.ok() && !cublas.ok()) status = cublas.status();
+    absl::Status status = cublas.status();
     if (status.ok() && gpu_attention == "cudnn") {
       const auto library = kernels::load_cudnn();
       status = library.status();

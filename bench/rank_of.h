@@ -29,6 +29,7 @@ struct RankOfOptions {
   int32_t decode_steps = 0;  // behind the prompt, in either manner
   parallel::RankOptions rank;
   std::string machine = "h100-ndr";  // whose links are modelled
+  std::string json;                  // file that gets a line of JSON more; empty: none
 };
 
 // One chunk of the prompt.
@@ -61,11 +62,17 @@ struct RankOfModel {
 // Errors: InvalidArgument for a machine file.
 absl::StatusOr<RankOfModel> model_links(const RankOfOptions& options, const RankOfReport& report);
 
+// What the project demands of a 405B at TP8 x CP16 and a prompt of a million: at most 70 s, at 63 %
+// of what the device multiplies at. One line that says which were met; empty for any other run.
+std::string rank_of_goal(const RankOfOptions& options, const parallel::LlamaConfig& config,
+                         double prefill_s, double of_limit);
+
 struct RankOfFlags {
   RankOfOptions options;
   std::string variant = "pass-kv", precision = "default";
   void add_to(CLI::App& app);
-  absl::Status apply();  // after parsing
+  // After parsing. A name alone is a generated model's: 8b, and 405b, which has FFNs in FP8.
+  absl::Status apply();
 };
 
 // limit_tflop_s: what the device multiplied at in the same run, in limit_type; 0: not measured.

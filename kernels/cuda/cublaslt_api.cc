@@ -34,7 +34,8 @@ absl::StatusOr<CublasLtApi> load() {
       find_symbol(from, "cublasLtMatmulPreferenceDestroy", api.preference_destroy) &&
       find_symbol(from, "cublasLtMatmulPreferenceSetAttribute", api.preference_set) &&
       find_symbol(from, "cublasLtMatmulAlgoGetHeuristic", api.heuristic) &&
-      find_symbol(from, "cublasLtMatmul", api.matmul);
+      find_symbol(from, "cublasLtMatmul", api.matmul) &&
+      find_symbol(from, "cublasLtGetVersion", api.version);
   if (!whole) {
     return absl::FailedPreconditionError(
         absl::StrCat("the libcublasLt.so.13 found is none; ", kRemedy));

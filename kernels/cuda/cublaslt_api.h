@@ -60,6 +60,7 @@ struct CublasLtApi {
                 CublasLayout a_layout, const void* b, CublasLayout b_layout, const void* beta,
                 const void* c, CublasLayout c_layout, void* d, CublasLayout d_layout,
                 const CublasAlgo* algo, void* workspace, size_t workspace_bytes, cudaStream_t on);
+  size_t (*version)() = nullptr;  // 130002: 13.0.2
 };
 
 // cublasLtGetVersion(), 130100 for 13.1.0. FailedPrecondition where that is older than what the

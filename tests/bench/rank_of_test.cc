@@ -6,6 +6,7 @@
 
 #include "bench/rank_of_run.h"
 #include "kernels/cpu/queue.h"
+#include "parallel/model/synthetic.h"
 
 namespace annulus::bench {
 namespace {
@@ -84,6 +85,38 @@ TEST(RankOf, FlagsNameWhatIsWrong) {
   flags.options.cp_rank = 0;
   flags.variant = "pass-v";
   EXPECT_NE(flags.apply().message().find("pass-v"), absl::string_view::npos);
+  flags.variant = "pass-kv";
+  flags.options.model = "406b";
+  EXPECT_NE(flags.apply().message().find("synthetic:405B-FP8"), absl::string_view::npos);
+  flags.options.model = "405b";
+  flags.options.json = "/nowhere/x.jsonl";
+  EXPECT_NE(flags.apply().message().find("/nowhere/x.jsonl"), absl::string_view::npos);
+}
+
+TEST(RankOf, AShapesNameAloneIsAGeneratedModel) {
+  RankOfFlags flags;
+  for (const auto& [given, model] : {std::pair{"405b", "synthetic:405B-FP8"},
+                                     {"8b", "synthetic:8B"},
+                                     {"405B-FP8", "synthetic:405B-FP8"},
+                                     {"synthetic:405B", "synthetic:405B"}}) {
+    flags.options.model = given;
+    ASSERT_TRUE(flags.apply().ok()) << given;
+    EXPECT_EQ(flags.options.model, model);
+  }
+}
+
+TEST(RankOf, TheGoalIsOfOneShapeAndLength) {
+  const auto shape = parallel::synthetic_config("405B", {}).value();
+  RankOfOptions options;
+  EXPECT_EQ(rank_of_goal(options, shape, 60, 0.7), "");
+  options.tokens = 1000000;
+  EXPECT_EQ(rank_of_goal(options, shape, 69.96, 0.7),
+            "goal at 1,000,000 tokens: at most 70 s: met (70.0 s); at least 63 % of the measured "
+            "peak: met (70.0 %)");
+  EXPECT_NE(rank_of_goal(options, shape, 71, 0.6).find("63 % of the measured peak: MISSED"),
+            std::string::npos);
+  options.topology.cp = 8;
+  EXPECT_EQ(rank_of_goal(options, shape, 60, 0.7), "");
 }
 
 }  // namespace
