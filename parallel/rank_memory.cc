@@ -40,9 +40,9 @@ RankMemory rank_memory(const Checkpoint& checkpoint, const MemoryQuestion& in) {
   const AttentionShape shape = attention_shape(config, in.topology, in.precision);
   RankMemory memory;
   memory.weight_bytes = weight_bytes(checkpoint, in);
-  const int64_t kv_rows = ceil_div(default_kv_rows(in.context, in.topology.cp, in.page_tokens),
-                                   int64_t{in.page_tokens}) *
-                          in.page_tokens;
+  const int64_t wanted_rows =
+      in.kv_rows > 0 ? in.kv_rows : default_kv_rows(in.context, in.topology.cp, in.page_tokens);
+  const int64_t kv_rows = ceil_div(wanted_rows, int64_t{in.page_tokens}) * in.page_tokens;
   memory.kv_bytes = kv_rows * shape.kv_row_bytes() * shape.layers;
 
   // Rows of fp32 that forward() and attend() take at once (llama_inl.h, rank_inl.h).

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What one rank of a layout holds, in bytes, for a context: the same formulas as weights.cc,
-// rank_inl.h and ring_policy allocate by, without allocating. PURE. For `annulus plan`; tests hold
-// it to the engine. Not counted: what the runtime takes (CUDA context and graphs, NCCL buffers,
-// code).
+// rank_inl.h and ring_policy allocate by, without allocating. PURE. For `annulus plan` and for GPUs
+// before they load; tests hold it to the engine. Not counted: what the runtime takes (CUDA context
+// and graphs, NCCL buffers, code).
 #pragma once
 
 #include <cstdint>
@@ -16,6 +16,7 @@ namespace annulus::parallel {
 struct MemoryQuestion {
   Topology topology;
   int64_t context = 0;  // tokens that all sequences together may hold
+  int64_t kv_rows = 0;  // KV rows of a rank; 0: what the context needs
   kernels::Precision precision = kernels::Precision::kDefault;
   bool gpu = false;              // holds the embedding too, and bf16 where CPUs hold blocks
   int64_t chunk_tokens = 32768;  // of a prompt in one step

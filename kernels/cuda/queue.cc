@@ -51,6 +51,20 @@ absl::StatusOr<CudaDevice> find_cuda_device(int index) {
   return CudaDevice{index, properties.name};
 }
 
+std::string named(const CudaDevice& device) {
+  return absl::StrCat("GPU ", device.index, " (", device.name, ")");
+}
+
+absl::StatusOr<int64_t> free_cuda_bytes(const CudaDevice& device) {
+  size_t free = 0, total = 0;
+  cudaError_t error = cudaSetDevice(device.index);
+  if (error == cudaSuccess) error = cudaMemGetInfo(&free, &total);
+  if (error == cudaSuccess) return static_cast<int64_t>(free);
+  return absl::FailedPreconditionError(absl::StrCat(named(device),
+                                                    " cannot be used: ", cudaGetErrorString(error),
+                                                    "; nvidia-smi says who uses it"));
+}
+
 CudaQueue::Arena::~Arena() {
   for (const Block& block : blocks_) {
     if (place_ == Place::kDevice) {

@@ -40,6 +40,12 @@ struct CudaDevice {
 // GPU, or one of compute capability 9.0 (Hopper).
 absl::StatusOr<CudaDevice> find_cuda_device(int index);
 
+std::string named(const CudaDevice& device);  // "GPU 0 (NVIDIA H100 80GB HBM3)"
+
+// What it has free beside this process's context, which is made where there is none; the thread
+// uses this GPU afterwards. FailedPrecondition where it cannot: not even a context may have room.
+absl::StatusOr<int64_t> free_cuda_bytes(const CudaDevice& device);
+
 // Why the GPU of this thread cannot go on in this process (an illegal address, memory that ECC gave
 // up); empty where it can. Waits for what it still runs.
 std::string cuda_fault();

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // `annulus plan`: which layouts hold a model and a context in the memory of their ranks.
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <cstdio>
 #include <map>
 #include <memory>
-#include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "parallel/rank_memory.h"
 #include "server/app/cli_commands.h"
 #include "server/app/config.h"
+#include "server/app/sizing.h"
 #include "server/one_line.h"
 
 namespace annulus::server {
@@ -29,10 +29,8 @@ constexpr const char* kExamples = R"(Examples:
 For each TP inside a node: the fewest CP ranks that hold weights, KV and buffers, and how many tokens they hold at most.
 A model that is not here yet: its shape (synthetic:8B) or its config.json (synthetic:PATH). Exit code 1: nothing fits.)";
 
-constexpr double kGib = 1024.0 * 1024 * 1024;
-// What a GPU reports as its memory, less 2 GiB for the CUDA context, libraries and NCCL's buffers,
-// and decode's graphs: at most 128 of 2,000 nodes of 2 KB (kernels/cuda/graphs.cc).
-constexpr double kRuntimeGib = 2.5;
+// What a GPU reports as its memory, less what a rank cannot have.
+constexpr double kRuntimeGib = kContextGib + kLibrariesGib;
 const std::map<std::string, double>& gpus() {
   static const std::map<std::string, double> kGpus = {{"A100-40G", 40.0 - kRuntimeGib},
                                                       {"A100-80G", 80.0 - kRuntimeGib},
@@ -47,37 +45,6 @@ struct PlanFlags {
   double memory_gib = 0;
   int ranks_per_node = 8, most_ranks = 1024;
 };
-
-struct Layout {
-  MemoryQuestion question;
-  RankMemory memory;
-  int64_t most_tokens = 0;
-  int ranks() const { return question.topology.world(); }
-};
-
-// The largest context below 2^40 that fits.
-int64_t most_tokens(const parallel::Checkpoint& checkpoint, MemoryQuestion question,
-                    double memory_bytes) {
-  int64_t low = question.context, high = int64_t{1} << 40;
-  while (high - low > 1) {
-    question.context = low + (high - low) / 2;
-    const bool fits =
-        static_cast<double>(parallel::rank_memory(checkpoint, question).total()) <= memory_bytes;
-    (fits ? low : high) = question.context;
-  }
-  return low;
-}
-
-// The fewest CP ranks (1, 2, 4, ...) that hold it with this TP.
-std::optional<Layout> smallest(const parallel::Checkpoint& checkpoint, MemoryQuestion question,
-                               double memory_bytes, int most_ranks) {
-  for (; question.topology.world() <= most_ranks; question.topology.cp *= 2) {
-    const RankMemory memory = parallel::rank_memory(checkpoint, question);
-    if (static_cast<double>(memory.total()) > memory_bytes) continue;
-    return Layout{question, memory, most_tokens(checkpoint, question, memory_bytes)};
-  }
-  return std::nullopt;
-}
 
 int refuse(const std::string& line) {
   std::fprintf(stderr, "annulus plan: %s\n", one_line(line).c_str());
@@ -114,24 +81,23 @@ int plan(const PlanFlags& flags) {
   const parallel::LlamaConfig& config = checkpoint->config();
 
   const double memory_bytes = memory_gib * kGib;
-  std::vector<Layout> layouts;
   MemoryQuestion question;
   question.context = flags.tokens > 0 ? flags.tokens : config.context;
   question.precision = *precision;
   question.gpu = !flags.gpu.empty();
   question.chunk_tokens = flags.chunk_tokens;
   question.workspace_limit_bytes = flags.workspace_mib << 20;
-  for (const int tp : parallel::valid_tp(config)) {
-    if (tp > flags.ranks_per_node) continue;
-    question.topology = {tp, 1};
-    if (auto found = smallest(*checkpoint, question, memory_bytes, flags.most_ranks))
-      layouts.push_back(*found);
-  }
+  const std::vector<Layout> layouts =
+      layouts_that_fit(*checkpoint, question, memory_bytes,
+                       {.most_tp = flags.ranks_per_node, .most_ranks = flags.most_ranks});
   std::printf("%s, %lld tokens, ranks of %.1f GiB%s, chunks of at most %lld tokens, precision %s\n",
               config.name.c_str(), static_cast<long long>(question.context), memory_gib,
               flags.gpu.empty() ? "" : absl::StrCat(" (", flags.gpu, ")").c_str(),
               static_cast<long long>(flags.chunk_tokens), flags.precision.c_str());
   if (layouts.empty()) {
+    for (const int tp : parallel::valid_tp(config)) {
+      if (tp <= flags.ranks_per_node) question.topology = {tp, 1};
+    }
     while (question.topology.world() * 2 <= flags.most_ranks) question.topology.cp *= 2;
     const RankMemory most = parallel::rank_memory(*checkpoint, question);
     std::printf(
@@ -142,14 +108,10 @@ int plan(const PlanFlags& flags) {
         static_cast<double>(most.total() - most.weight_bytes) / kGib);
     return 1;
   }
-  // Of equals the larger TP: it has the shorter steps.
-  const auto least = std::min_element(layouts.begin(), layouts.end(), [](auto& a, auto& b) {
-    return a.ranks() != b.ranks() ? a.ranks() < b.ranks()
-                                  : a.question.topology.tp > b.question.topology.tp;
-  });
+  const Layout* const least = fewest_ranks(layouts);
   std::printf("GiB a rank:\n%4s %5s %6s %9s %8s %12s %10s %8s %6s %13s\n", "TP", "CP", "ranks",
               "weights", "KV", "activations", "workspace", "total", "of it", "most tokens");
-  for (const Layout& layout : layouts) print(layout, memory_bytes, &layout == &*least);
+  for (const Layout& layout : layouts) print(layout, memory_bytes, &layout == least);
   if (question.context > config.trained_context)
     std::printf(
         "the model was trained for %lld tokens: serving more takes --context and "

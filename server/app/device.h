@@ -10,8 +10,10 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/core/timeline.h"
@@ -24,6 +26,7 @@
 #include "parallel/ring_policy.h"
 #include "parallel/topology.h"
 #include "parallel/weight_transfer.h"
+#include "server/app/sizing.h"
 #include "server/examination.h"
 
 namespace annulus::server {
@@ -76,6 +79,9 @@ class Device {
   // FailedPrecondition where it cannot be a rank of such an epoch, for NCCL or cuDNN is missing or
   // it is no GPU: asked before anything is loaded.
   virtual absl::Status ready_for(const EpochWish& wish) const = 0;
+  // What it has for a rank now, beside the weights it holds; empty: as much as one takes (CPUs, for
+  // weights there are mapped). Asked between epochs. FailedPrecondition where it cannot be used.
+  virtual absl::StatusOr<std::optional<DeviceRoom>> room() const = 0;
   virtual bool holds_weights() const = 0;
   virtual int64_t weight_bytes() const = 0;
   // Why no later epoch can run in this process; empty where one can. Asked when an epoch has
@@ -99,5 +105,8 @@ absl::StatusOr<std::unique_ptr<Device>> make_cuda_device(int32_t gpu);
 absl::Status check_cudnn();
 // GPUs that this process may use; 0 where there is none.
 int32_t cuda_device_count();
+// What GPUs 0, 1, ... of this host have free. For a process that computes on none: it holds nothing
+// of them afterwards.
+absl::StatusOr<std::vector<DeviceRoom>> room_of_gpus(int32_t count);
 
 }  // namespace annulus::server

@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <map>
+#include <optional>
 
 namespace annulus::server {
 namespace {
@@ -17,6 +18,7 @@ struct Cpu {
 
   std::string name() const { return kernels::name(isa); }
   std::string fault() const { return ""; }
+  static absl::StatusOr<std::optional<DeviceRoom>> room() { return std::nullopt; }
   absl::Status ready_for(const EpochWish& wish) const {
     if (!wish.cudnn_attention) return absl::OkStatus();
     return absl::FailedPreconditionError(

@@ -13,6 +13,12 @@
 namespace annulus::server {
 namespace {
 
+absl::StatusOr<std::optional<DeviceRoom>> room_of(const kernels::CudaDevice& device) {
+  const auto free = kernels::free_cuda_bytes(device);
+  if (!free.ok()) return free.status();
+  return DeviceRoom{.device = kernels::named(device), .free_bytes = *free};
+}
+
 struct Gpu {
   using Queue = kernels::CudaQueue;
   using World = parallel::NcclWorld;
@@ -21,6 +27,7 @@ struct Gpu {
 
   std::string name() const { return device.name; }
   std::string fault() const { return kernels::cuda_fault(); }
+  absl::StatusOr<std::optional<DeviceRoom>> room() const { return room_of(device); }
   absl::Status ready_for(const EpochWish& wish) const {
     if (wish.topology.world() > 1) {
       if (const auto nccl = parallel::load_nccl(); !nccl.ok()) return nccl.status();
@@ -82,6 +89,19 @@ int32_t cuda_device_count() {
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
+absl::StatusOr<std::vector<DeviceRoom>> room_of_gpus(int32_t count) {
+  std::vector<DeviceRoom> out;
+  for (int32_t gpu = 0; gpu < count; ++gpu) {
+    const auto device = kernels::find_cuda_device(gpu);
+    if (!device.ok()) return device.status();
+    const auto room = room_of(*device);
+    cudaDeviceReset();  // the context: half a gigabyte
+    if (!room.ok()) return room.status();
+    out.push_back(**room);
+  }
+  return out;
+}
+
 }  // namespace annulus::server
 
 #else
@@ -98,6 +118,9 @@ absl::StatusOr<std::unique_ptr<Device>> make_cuda_device(int32_t) {
 }
 int32_t cuda_device_count() {
   return 0;
+}
+absl::StatusOr<std::vector<DeviceRoom>> room_of_gpus(int32_t) {
+  return check_cudnn();
 }
 
 }  // namespace annulus::server

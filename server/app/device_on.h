@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Device and EpochRank for one backend, which gives
 //   Queue, World                      the types
-//   name(), ready_for(wish), fault()
+//   name(), ready_for(wish), fault(), room()
 //   queue(cudnn_attention) -> unique_ptr<Queue>
 //                                     for a rank, on the thread that will use it: after world(),
 //                                     whose threads must not inherit a pinned core
@@ -160,6 +160,11 @@ class DeviceOn final : public Device {
   absl::Status ready_for(const EpochWish& wish) const override { return backend_.ready_for(wish); }
 
   std::string fault() const override { return backend_.fault(); }
+  absl::StatusOr<std::optional<DeviceRoom>> room() const override {
+    auto out = backend_.room();
+    if (out.ok() && out->has_value()) (*out)->held_bytes = weight_bytes();
+    return out;
+  }
   bool holds_weights() const override { return held_.weights != nullptr; }
   int64_t weight_bytes() const override { return held_.weights ? held_.weights->bytes : 0; }
 

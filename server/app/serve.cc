@@ -128,6 +128,7 @@ absl::Status FrontEnd::start() {
         absl::StrCat("--gpu-attention cudnn is for heads of 64 or 128, this model's are of ",
                      llama.head_dim, ": leave it out"));
   }
+  if (auto status = check_local_room(config_, *model_.checkpoint); !status.ok()) return status;
   const std::string warning = parallel::override_warning(llama, config_.overrides);
   if (!warning.empty()) spdlog::warn("{}", warning);
   if (auto status = start_engine(); !status.ok()) return status;
@@ -171,6 +172,7 @@ absl::Status FrontEnd::start_engine() {
       .kv_capacity_rows = config_.kv_rows,
       .page_tokens = config_.page_tokens,
       .workspace_limit_bytes = workspace_bytes,
+      .chunk_tokens = config_.chunk_tokens,
       .profile = config_.profile,
       .trace = trace_ != nullptr,
       .graphs = config_.cuda_graphs,

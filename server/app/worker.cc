@@ -97,6 +97,7 @@ class Session {
   void attempt(const char* what, const Work& work);
   void on_assignment(const v1::Assignment& assignment);
   absl::Status assign(const v1::Assignment& assignment);
+  absl::Status check_memory(const v1::Assignment& assignment) const;
   void on_peers(const v1::Peers& peers);
   void examine(EpochRank& epoch, const std::vector<std::string>& addresses);
   absl::Status meet(EpochRank& epoch, const std::vector<std::string>& addresses,
@@ -333,6 +334,8 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
   }
   auto epoch = device_.begin(assignment.epoch(), wish, assignment.world_rank(), key);
   if (!epoch.ok()) return epoch.status();
+  // Other weights that were held are gone now.
+  if (absl::Status enough = check_memory(assignment); !enough.ok()) return enough;
   kept_.last_rank = assignment.world_rank();
   v1::WorkerMessage message;
   message.mutable_data_address()->set_epoch(assignment.epoch());
@@ -344,6 +347,26 @@ absl::Status Session::assign(const v1::Assignment& assignment) {
   }
   client_.write(std::move(message));
   return absl::OkStatus();
+}
+
+absl::Status Session::check_memory(const v1::Assignment& assignment) const {
+  if (assignment.examine()) return absl::OkStatus();
+  const auto room = device_.room();
+  if (!room.ok()) return room.status();
+  if (!room->has_value()) return absl::OkStatus();
+  const parallel::Topology topology{assignment.tp(), assignment.cp()};
+  if (auto tp = parallel::check_tp(kept_.checkpoint->config(), topology.tp); !tp.ok()) return tp;
+  parallel::MemoryQuestion question;
+  question.topology = topology;
+  question.context =
+      assignment.context() > 0 ? assignment.context() : kept_.checkpoint->config().context;
+  question.kv_rows = assignment.kv_capacity_rows();
+  question.precision = rank_options_.precision;
+  question.gpu = true;
+  if (assignment.chunk_tokens() > 0) question.chunk_tokens = assignment.chunk_tokens();
+  question.page_tokens = assignment.page_tokens();
+  question.workspace_limit_bytes = assignment.workspace_limit_bytes();
+  return check_room(*kept_.checkpoint, question, **room);
 }
 
 void Session::on_peers(const v1::Peers& peers) {

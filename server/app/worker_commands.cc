@@ -92,4 +92,23 @@ absl::Status prepare_ranks(ServeConfig& config) {
   return config.local_workers ? check_local_device(config) : absl::OkStatus();
 }
 
+absl::Status check_local_room(const ServeConfig& config, const parallel::Checkpoint& checkpoint) {
+  if (config.device != "cuda" || !config.local_workers) return absl::OkStatus();
+  const auto rooms = room_of_gpus(config.topology.world());
+  if (!rooms.ok()) return rooms.status();
+  parallel::MemoryQuestion question;
+  question.topology = config.topology;
+  question.context = checkpoint.config().context;
+  question.kv_rows = config.kv_rows;
+  question.precision = config.precision;
+  question.gpu = true;
+  if (config.chunk_tokens > 0) question.chunk_tokens = config.chunk_tokens;
+  question.page_tokens = config.page_tokens;
+  question.workspace_limit_bytes = int64_t{config.workspace_mib} << 20;
+  for (const DeviceRoom& room : *rooms) {
+    if (auto enough = check_room(checkpoint, question, room); !enough.ok()) return enough;
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace annulus::server

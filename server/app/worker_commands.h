@@ -4,6 +4,7 @@
 #pragma once
 
 #include "absl/status/status.h"
+#include "parallel/model/checkpoint.h"
 #include "server/app/config.h"
 #include "server/app/local_workers.h"
 
@@ -17,5 +18,8 @@ void print_external_commands(const ServeConfig& config, int control_port);
 // ranks knows the secret. FailedPrecondition where this host cannot be all local ranks on the
 // config's device: said before anything is started, rather than in every worker's log.
 absl::Status prepare_ranks(ServeConfig& config);
+// FailedPrecondition where GPUs of this host have too little memory for local ranks of this model:
+// said before anything is loaded.
+absl::Status check_local_room(const ServeConfig& config, const parallel::Checkpoint& checkpoint);
 
 }  // namespace annulus::server

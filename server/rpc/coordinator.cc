@@ -577,6 +577,7 @@ void EpochCoordinator::begin_if_complete(Time now) {
     assignment->set_graphs(plan_.graphs);
     assignment->set_tune_gemm(plan_.tune_gemm);
     assignment->set_cudnn_attention(plan_.cudnn_attention);
+    assignment->set_chunk_tokens(plan_.chunk_tokens);
     assignment->set_examine(plan_.examine);
     if (workers_.at(by_rank_[rank]).weights.file == ModelFile::kNone) {
       assignment->set_outline(plan_.outline);

@@ -44,8 +44,9 @@ struct EpochPlan {  // what every epoch of this front end is
   int64_t kv_capacity_rows = 0;
   int32_t page_tokens = 64;
   int64_t workspace_limit_bytes = int64_t{256} << 20;
-  bool profile = false;  // ranks report times by phase
-  bool trace = false;    // ranks tell what they did when, and their clocks are compared
+  int32_t chunk_tokens = 0;  // of a prompt in one step; 0: as many as are quick enough
+  bool profile = false;      // ranks report times by phase
+  bool trace = false;        // ranks tell what they did when, and their clocks are compared
   bool graphs = true, tune_gemm = false;  // RankOptions
   bool cudnn_attention = false;           // of GPUs, which then need cuDNN
   bool examine = false;  // no model, no steps: ranks measure and report, and that is the epoch

@@ -28,6 +28,7 @@ class CoordinatorTest : public ::testing::Test {
     plan.context = 100;
     plan.vocab = 10;
     plan.cudnn_attention = true;
+    plan.chunk_tokens = 40;
     return plan;
   }
 

@@ -29,6 +29,7 @@ TEST_F(CoordinatorTest, AnEpochStartsInOrder) {
   EXPECT_EQ(first[0].assignment().context(), 100);
   EXPECT_TRUE(first[0].assignment().cudnn_attention());
   EXPECT_TRUE(second[0].assignment().cudnn_attention());
+  EXPECT_EQ(first[0].assignment().chunk_tokens(), 40);
 
   address(1, 1);
   EXPECT_TRUE(coordinator_.take().messages.empty());

@@ -52,6 +52,9 @@ inline thread_local int64_t launches = 0;  // of kernels by this thread, empty o
 // How often this thread has waited for its GPU, or asked whether it has finished, with work that it
 // had not waited for before.
 int64_t host_waits();
+// What cudaMemGetInfo says of this thread's GPU; allocations take nothing of it, but none is
+// larger.
+inline thread_local size_t free_bytes = size_t{1} << 32;
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
 
 // kernels/cuda/tensor_core.cuh: of the warp, by the layouts of the PTX manual. Copies happen at
@@ -147,7 +150,6 @@ constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDefault = 0, cudaEventDis
 
 struct cudaDeviceProp {
   char name[256] = "emulated";
-  size_t totalGlobalMem = size_t{1} << 32;
   int major = 9, minor = 0;
 };
 namespace cuda_emulation {
@@ -183,6 +185,17 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function
                                              cudaDriverEntryPointQueryResult* result);
 cudaError_t cudaMalloc(void** data, size_t bytes);
 cudaError_t cudaFree(void* data);
+inline cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  *free = *total = cuda_emulation::free_bytes;
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceReset() {
+  return cudaSuccess;
+}
+inline cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 0;
+  return cudaSuccess;
+}
 cudaError_t cudaMallocHost(void** data, size_t bytes);
 cudaError_t cudaFreeHost(void* data);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
