@@ -4,8 +4,7 @@
 // panel is 16 rows; two at a time share what tiles load of K and V. Tiles and vectors take turns:
 // where both are under way, vectors issue half as fast (measured on Emerald Rapids), and a store of
 // a tile holds up products as long as one takes.
-// Numerics  a tile of o takes in 32 keys at a time, whose sum begins at zero; so does that of P
-// over
+// Numerics  a tile of o takes in 32 keys at a time, whose sum begins at zero, as do those of P over
 //           a tile of keys. P rounds to the nearest bf16, ties up, and is at most 1: where one key
 //           outweighs all others, it is exact.
 // Included by attention_impl.cc only, which has the rest.
