@@ -120,6 +120,7 @@ struct State {
   // As one group: an abort frees memory, which waits for the other groups' kernels, which end only
   // when they are aborted too.
   void abort_all(const std::vector<NcclComm>& which) {
+    if (which.empty()) return;  // one rank has none, and no NCCL
     api.group_start();
     for (NcclComm comm : which) api.comm_abort(comm);
     api.group_end();
