@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
-#include <cstring>
 #include <iostream>
 #include <utility>
 
@@ -47,9 +46,7 @@ TEST(CublasLibrary, OneThatIsTooOldSaysBothVersions) {
 
 TEST(CudaDevice, OfAnotherKindIsNamed) {
   EXPECT_TRUE(find_cuda_device(0).ok());
-  cudaDeviceProp a100;
-  std::strcpy(a100.name, "NVIDIA A100-SXM4-80GB");
-  a100.major = 8;
+  const cudaDeviceProp a100 = {.name = "NVIDIA A100-SXM4-80GB", .major = 8};
   const cudaDeviceProp own = std::exchange(cuda_emulation::device, a100);
   const absl::Status status = find_cuda_device(0).status();
   cuda_emulation::device = own;
