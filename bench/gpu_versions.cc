@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <string>
 
+#include "kernels/core/shared_library.h"
 #include "kernels/cuda/cublaslt_api.h"
 #include "kernels/cuda/cudnn_api.h"
 #include "parallel/nccl_api.h"
@@ -13,9 +14,13 @@
 namespace annulus::bench {
 namespace {
 
-void print(const char* what, int64_t major, int64_t minor, int64_t patch) {
-  std::printf("%s %lld.%lld.%lld\n", what, static_cast<long long>(major),
-              static_cast<long long>(minor), static_cast<long long>(patch));
+void print(const char* what, int64_t version) {
+  std::printf("%s %s\n", what, kernels::dotted_version(version).c_str());
+}
+
+// CUDA's own count: 13010 is 13.1.
+void print_cuda(const char* what, int version) {
+  std::printf("%s %d.%d.0\n", what, version / 1000, version % 1000 / 10);
 }
 
 void print_missing(const char* what, const absl::Status& status) {
@@ -31,26 +36,24 @@ void print_gpu_versions() {
   if (driver == 0) {
     std::printf("driver missing: there is no libcuda.so.1; install NVIDIA's driver\n");
   } else {
-    print("driver", driver / 1000, driver % 1000 / 10, 0);
+    print_cuda("driver", driver);
   }
-  print("runtime", runtime / 1000, runtime % 1000 / 10, 0);
+  print_cuda("runtime", runtime);
   if (const auto cublas = kernels::load_cublaslt(); !cublas.ok()) {
     print_missing("cublaslt", cublas.status());
   } else {
-    const auto version = static_cast<int64_t>((*cublas)->version());
-    print("cublaslt", version / 10000, version / 100 % 100, version % 100);
+    print("cublaslt", static_cast<int64_t>((*cublas)->version()));
   }
   int nccl_version = 0;
   if (const auto nccl = parallel::load_nccl(); !nccl.ok()) {
     print_missing("nccl", nccl.status());
   } else if ((*nccl)->get_version(&nccl_version) == parallel::kNcclSuccess) {
-    print("nccl", nccl_version / 10000, nccl_version / 100 % 100, nccl_version % 100);
+    print("nccl", nccl_version);
   }
   if (const auto cudnn = kernels::load_cudnn(); !cudnn.ok()) {
     print_missing("cudnn", cudnn.status());
   } else {
-    const auto version = static_cast<int64_t>((*cudnn)->version());
-    print("cudnn", version / 10000, version / 100 % 100, version % 100);
+    print("cudnn", static_cast<int64_t>((*cudnn)->version()));
   }
 }
 

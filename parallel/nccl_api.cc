@@ -52,15 +52,7 @@ absl::StatusOr<NcclApi> load() {
 }  // namespace
 
 absl::Status check_nccl_version(int version) {
-  if (version >= kOldest) return absl::OkStatus();
-  const auto text = [](int v) {
-    // 2804 is 2.8.4, 20900 is 2.9.0.
-    const int major = v < 10000 ? 1000 : 10000;
-    return absl::StrCat(v / major, ".", v % major / 100, ".", v % 100);
-  };
-  return absl::FailedPreconditionError(absl::StrCat("the NCCL found has version ", text(version),
-                                                    ", but ", text(kOldest),
-                                                    " or newer is needed; ", kRemedy));
+  return kernels::check_version("NCCL", version, kOldest, kRemedy);
 }
 
 absl::StatusOr<const NcclApi*> load_nccl() {

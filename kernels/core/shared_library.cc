@@ -50,4 +50,17 @@ void* library_symbol(void* library, const char* name) {
   return dlsym(library, name);
 }
 
+std::string dotted_version(int64_t version) {
+  const int64_t major = version < 10000 ? 1000 : 10000;
+  return absl::StrCat(version / major, ".", version % major / 100, ".", version % 100);
+}
+
+absl::Status check_version(const char* library, int64_t version, int64_t oldest,
+                           const char* remedy) {
+  if (version >= oldest) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("the ", library, " found has version ", dotted_version(version), ", but ",
+                   dotted_version(oldest), " or newer is needed; ", remedy));
+}
+
 }  // namespace annulus::kernels

@@ -3,6 +3,10 @@
 // them (NCCL, cuBLAS). Loaded once and kept.
 #pragma once
 
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 namespace annulus::kernels {
@@ -26,5 +30,11 @@ bool find_symbol(void* library, const char* name, Function*& out) {
   out = reinterpret_cast<Function*>(library_symbol(library, name));
   return out != nullptr;
 }
+
+// A version as NVIDIA's libraries number theirs: 130100 is 13.1.0; below 10000, 2804 is 2.8.4.
+std::string dotted_version(int64_t version);
+// FailedPrecondition where a library found is older than `oldest`: names both, ends with `remedy`.
+absl::Status check_version(const char* library, int64_t version, int64_t oldest,
+                           const char* remedy);
 
 }  // namespace annulus::kernels

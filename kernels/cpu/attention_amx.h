@@ -125,16 +125,11 @@ class AmxBlock {
     const bf16* rows[16];
     for (int32_t i = 0; i < 16; ++i) {
       const int32_t m = panel * kAmxRows + i;
-      const bool there = m < m_;
       rows[i] = nullptr;
-      // Below the padding of keys, so that no query sees it.
       int32_t position = INT32_MIN;
-      if (there) {
-        rows[i] =
-            reinterpret_cast<const bf16*>(block_.q + row_of(block_, m) * block_.q_stride_bytes) +
-            int64_t{head_of(block_, m)} * block_.head_dim;
-        position = block_.q_positions[row_of(block_, m)];
-        position = position < INT32_MAX ? position : INT32_MAX - 1;
+      if (m < m_) {
+        rows[i] = query_of<bf16>(block_, m);
+        position = position_of(block_, m);
         at.lowest = position < at.lowest ? position : at.lowest;
         at.highest = position > at.highest ? position : at.highest;
       }
@@ -268,7 +263,7 @@ class AmxBlock {
 
   // Scores of what the panel's rows do not see become -inf.
   void hide(int32_t panel, const KeyTile& tile, float* scores) {
-    Panel& at = state(panel);
+    const Panel& at = state(panel);
     if (tile.highest <= at.lowest) return;
     const __m512i position = _mm512_load_si512(at.position);
     for (int32_t key = 0; key < kTile; ++key) {

@@ -148,6 +148,18 @@ ANNULUS_INLINE int32_t head_of(const AttendBlock& block, int32_t m) {
   return m / (block.rows * block.group) * block.group + m % block.group;
 }
 
+// Row m of q.
+template <class E>
+ANNULUS_INLINE const E* query_of(const AttendBlock& block, int32_t m) {
+  return reinterpret_cast<const E*>(block.q + row_of(block, m) * block.q_stride_bytes) +
+         int64_t{head_of(block, m)} * block.head_dim;
+}
+// Its position, below the padding of keys, so that no query sees it.
+ANNULUS_INLINE int32_t position_of(const AttendBlock& block, int32_t m) {
+  const int32_t position = block.q_positions[row_of(block, m)];
+  return position < INT32_MAX ? position : INT32_MAX - 1;
+}
+
 // Merges what row m of the block has seen: o relative to exp(scale max), with their sum.
 ANNULUS_INLINE void finish_row(const AttendBlock& block, int32_t m, float max, float sum,
                                const float* o) {
@@ -211,18 +223,14 @@ ANNULUS_INLINE void begin(const AttendBlock& block, const Scratch& s, int32_t st
   const int32_t words = block.head_dim / Dot::kPerWord, columns = round_up(block.head_dim, 16);
   for (int32_t i = 0; i < padded_rows(m); ++i) {
     auto* out = reinterpret_cast<float*>(s.q) + int64_t{i} * stride_words;
-    const auto* row =
-        reinterpret_cast<const E*>(block.q + row_of(block, i) * block.q_stride_bytes) +
-        int64_t{head_of(block, i)} * block.head_dim;
+    const auto* row = query_of<E>(block, i);
     for (int32_t w = 0; w < stride_words; w += 16)
       store(out + w, i < m ? Rows<Dot, E>::words(row + w * Dot::kPerWord, words - w) : zero());
     for (int32_t c = 0; c < columns; c += 16) store(s.o + int64_t{i} * columns + c, zero());
     store(s.rows.sum + 16 * i, zero());
     s.rows.max[i] = kMinusInfinity;
     s.rows.correction[i] = 1;
-    // Below the padding of keys, so that no query sees it.
-    const int32_t position = i < m ? block.q_positions[row_of(block, i)] : INT32_MIN;
-    s.rows.position[i] = position < INT32_MAX ? position : INT32_MAX - 1;
+    s.rows.position[i] = i < m ? position_of(block, i) : INT32_MIN;
   }
 }
 

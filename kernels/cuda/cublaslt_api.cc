@@ -7,7 +7,7 @@
 namespace annulus::kernels {
 namespace {
 
-constexpr size_t kOldest = 130000;  // the major version that the engine is tested with
+constexpr int64_t kOldest = 130000;  // the major version that the engine is tested with
 constexpr const char* kRemedy =
     "install cuBLAS 13 (NVIDIA's package libcublas-13-0, or nvidia-cublas from PyPI) or name the "
     "library in ANNULUS_CUBLASLT";
@@ -18,12 +18,11 @@ absl::StatusOr<CublasLtApi> load() {
   if (!library.ok()) return library.status();
   CublasLtApi api = {};
   void* const from = *library;
-  size_t (*version)() = nullptr;
-  if (find_symbol(from, "cublasLtGetVersion", version)) {
-    if (absl::Status status = check_cublaslt_version(version()); !status.ok()) return status;
+  if (find_symbol(from, "cublasLtGetVersion", api.version)) {
+    if (absl::Status status = check_cublaslt_version(api.version()); !status.ok()) return status;
   }
   const bool whole =
-      version != nullptr && find_symbol(from, "cublasLtCreate", api.create) &&
+      api.version != nullptr && find_symbol(from, "cublasLtCreate", api.create) &&
       find_symbol(from, "cublasLtDestroy", api.destroy) &&
       find_symbol(from, "cublasLtMatmulDescCreate", api.desc_create) &&
       find_symbol(from, "cublasLtMatmulDescDestroy", api.desc_destroy) &&
@@ -34,8 +33,7 @@ absl::StatusOr<CublasLtApi> load() {
       find_symbol(from, "cublasLtMatmulPreferenceDestroy", api.preference_destroy) &&
       find_symbol(from, "cublasLtMatmulPreferenceSetAttribute", api.preference_set) &&
       find_symbol(from, "cublasLtMatmulAlgoGetHeuristic", api.heuristic) &&
-      find_symbol(from, "cublasLtMatmul", api.matmul) &&
-      find_symbol(from, "cublasLtGetVersion", api.version);
+      find_symbol(from, "cublasLtMatmul", api.matmul);
   if (!whole) {
     return absl::FailedPreconditionError(
         absl::StrCat("the libcublasLt.so.13 found is none; ", kRemedy));
@@ -46,13 +44,7 @@ absl::StatusOr<CublasLtApi> load() {
 }  // namespace
 
 absl::Status check_cublaslt_version(size_t version) {
-  if (version >= kOldest) return absl::OkStatus();
-  const auto text = [](size_t v) {
-    return absl::StrCat(v / 10000, ".", v % 10000 / 100, ".", v % 100);
-  };
-  return absl::FailedPreconditionError(absl::StrCat("the cuBLASLt found has version ",
-                                                    text(version), ", but ", text(kOldest),
-                                                    " or newer is needed; ", kRemedy));
+  return check_version("cuBLASLt", static_cast<int64_t>(version), kOldest, kRemedy);
 }
 
 absl::StatusOr<const CublasLtApi*> load_cublaslt() {

@@ -60,11 +60,10 @@ struct CublasLtApi {
                 CublasLayout a_layout, const void* b, CublasLayout b_layout, const void* beta,
                 const void* c, CublasLayout c_layout, void* d, CublasLayout d_layout,
                 const CublasAlgo* algo, void* workspace, size_t workspace_bytes, cudaStream_t on);
-  size_t (*version)() = nullptr;  // 130002: 13.0.2
+  size_t (*version)() = nullptr;  // 130100: 13.1.0
 };
 
-// cublasLtGetVersion(), 130100 for 13.1.0. FailedPrecondition where that is older than what the
-// engine is built for.
+// FailedPrecondition where such a version is older than what the engine is built for.
 absl::Status check_cublaslt_version(size_t version);
 
 // The library of this machine: ANNULUS_CUBLASLT (a path), then libcublasLt.so.13 as the linker
